@@ -1,0 +1,101 @@
+"""Around every request: its id, log line and metrics, the limit of its body, an answer to unforeseen errors."""
+
+import re
+import time
+import uuid
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import internal_problem
+from app.services import Services
+
+REQUEST_ID_HEADER: Final = "X-Request-ID"
+_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+_log = structlog.get_logger("app.requests")
+
+
+class RequestContext:
+    """Pure ASGI, because it stands in the way of every request.
+
+    A client's request id is kept when it is a plain token, so that it cannot forge log lines, and replaced otherwise.
+    """
+
+    def __init__(self, app: ASGIApp, *, log_requests: bool) -> None:
+        self._app = app
+        self._log_requests = log_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 (ASGI)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or ""
+        if not _ACCEPTABLE_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        scope["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                _log.exception("request failed")
+                if status:
+                    raise  # the answer has begun: only cutting it off tells the client
+                await internal_problem(request_id)(scope, receive, send_with_id)
+            finally:
+                self._report(scope, status, time.perf_counter() - started)
+
+    def _report(self, scope: Scope, status: int, duration_s: float) -> None:
+        # The template of the route: raw paths would make endless labels, and may hold what a client typed.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        services: Services | None = scope.get("state", {}).get("services")
+        if services is not None:
+            services.metrics.observe_request(scope["method"], route, status, duration_s)
+        if self._log_requests:
+            _log.info("request", method=scope["method"], route=route, status=status, ms=round(duration_s * 1e3, 1))
+
+
+class BodyLimit:
+    """Refuses a body over `max_bytes`: by its announced length before any of it is read, else when it gets there."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 (ASGI)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        too_long = announced.isdecimal() and int(announced) > self._max_bytes
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            if too_long:
+                raise self._refusal()
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._refusal()
+            return message
+
+        await self._app(scope, receive_limited, send)
+
+    def _refusal(self) -> HTTPException:
+        # The connection is closed: what is left of the body is not wanted.
+        detail = f"The body is longer than the {self._max_bytes} bytes that are accepted."
+        return HTTPException(413, detail, {"Connection": "close"})

@@ -1,0 +1,211 @@
+"""Errors as RFC 9457 problem details: the one place where the service's errors become HTTP."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from math import ceil
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app.domain.errors import (
+    DeadlineExceeded,
+    EmptyText,
+    InvalidText,
+    ModelFailure,
+    Overloaded,
+    ServiceError,
+    ShuttingDown,
+    TextTooLong,
+)
+
+MEDIA_TYPE: Final = "application/problem+json"
+_TYPE: Final = "urn:sentiment:problem:"
+
+_log = structlog.get_logger(__name__)
+
+
+class InvalidPart(BaseModel):
+    """A part of the request that is wrong."""
+
+    pointer: str = Field(description="JSON pointer (RFC 6901) into the body, as a URI fragment", examples=["#/text"])
+    detail: str = Field(examples=["Field required"])
+
+
+class ItemProblem(BaseModel):
+    """Why one text of a batch has no answer."""
+
+    type: str = Field(description="Names the kind of error for programs", examples=[f"{_TYPE}empty-text"])
+    title: str = Field(examples=["Empty text"])
+    detail: str = Field(examples=["The text is empty or blank."])
+
+
+class Problem(ItemProblem):
+    """Why a request failed (RFC 9457)."""
+
+    status: int = Field(examples=[422])
+    errors: list[InvalidPart] | None = Field(default=None, description="Every part of the body that is wrong")
+    request_id: str | None = Field(default=None, description="As in the header X-Request-ID and in the log")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    status: int
+    name: str
+    title: str
+    detail: str | None = None  # said instead of the error's own message, which is for the log
+
+
+# The nearest class in an error's ancestry counts.
+_KINDS: Final[dict[type[ServiceError], _Kind]] = {
+    EmptyText: _Kind(422, "empty-text", "Empty text"),
+    TextTooLong: _Kind(422, "text-too-long", "Text too long"),
+    InvalidText: _Kind(422, "invalid-text", "Invalid text"),
+    Overloaded: _Kind(503, "overloaded", "Overloaded"),
+    ShuttingDown: _Kind(503, "shutting-down", "Shutting down", "This server is stopping; try another, or again soon."),
+    DeadlineExceeded: _Kind(504, "deadline-exceeded", "Deadline exceeded"),
+    ModelFailure: _Kind(500, "model-failure", "Model failure", "The model could not answer. The log has the reason."),
+    ServiceError: _Kind(500, "internal", "Internal error", "Something went wrong here. The log has the reason."),
+}
+
+# What Starlette and FastAPI raise themselves, by status.
+_HTTP_KINDS: Final[dict[int, _Kind]] = {
+    kind.status: kind
+    for kind in (
+        _Kind(400, "not-json", "Not JSON", "The body is not JSON in UTF-8."),
+        _Kind(404, "not-found", "Not found", "Nothing is served at this address; /docs lists what is."),
+        _Kind(405, "method-not-allowed", "Method not allowed"),
+        _Kind(413, "body-too-large", "Body too large"),
+        _Kind(415, "not-json-type", "Unsupported media type", "Send the body as Content-Type: application/json."),
+    )
+}
+
+
+def _kind(error: ServiceError) -> _Kind:
+    return next(_KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in _KINDS)
+
+
+def item_problem(error: ServiceError) -> ItemProblem:
+    """Return `error` as the place-holder of one item in a batch."""
+    kind = _kind(error)
+    return ItemProblem(type=_TYPE + kind.name, title=kind.title, detail=kind.detail or str(error))
+
+
+def problem_response(
+    status: int,
+    *,
+    name: str,
+    title: str,
+    detail: str,
+    request_id: str | None,
+    errors: Sequence[InvalidPart] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return a response in the form of RFC 9457; `name` ends its type."""
+    problem = Problem(
+        type=_TYPE + name,
+        title=title,
+        status=status,
+        detail=detail,
+        errors=list(errors) or None,
+        request_id=request_id,
+    )
+    content = problem.model_dump_json(exclude_none=True)
+    return Response(content, status, headers, media_type=MEDIA_TYPE)
+
+
+def internal_problem(request_id: str | None) -> Response:
+    """Return the answer to an error that nobody foresaw."""
+    kind = _KINDS[ServiceError]
+    return problem_response(
+        kind.status, name=kind.name, title=kind.title, detail=kind.detail or "", request_id=request_id
+    )
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)  # noqa: S101 (for the type checker)
+    kind = _kind(error)
+    if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("request failed", error=type(error).__name__, reason=str(error))
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    elif isinstance(error, ShuttingDown):
+        headers = {"Retry-After": "1", "Connection": "close"}
+    detail = kind.detail or str(error)
+    errors = [InvalidPart(pointer="#/text", detail=detail)] if isinstance(error, InvalidText) else []
+    return problem_response(
+        kind.status,
+        name=kind.name,
+        title=kind.title,
+        detail=detail,
+        request_id=_request_id(request),
+        errors=errors,
+        headers=headers,
+    )
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 (for the type checker)
+    problems = error.errors()
+    if problems and problems[0]["type"] == "json_invalid":
+        reason, position = problems[0]["ctx"]["error"], problems[0]["loc"][-1]
+        return problem_response(
+            400,
+            name="not-json",
+            title="Not JSON",
+            detail=f"The body is not JSON: {reason} at character {position}.",
+            request_id=_request_id(request),
+        )
+    return problem_response(
+        422,
+        name="invalid-request",
+        title="Invalid request",
+        detail="The body does not have the form that this address expects.",
+        request_id=_request_id(request),
+        errors=[InvalidPart(pointer=_pointer(problem["loc"]), detail=problem["msg"]) for problem in problems],
+    )
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 (for the type checker)
+    headers = dict(error.headers or {})
+    kind = _HTTP_KINDS.get(error.status_code) or _Kind(error.status_code, "http-error", error.detail)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and "Allow" in headers:
+        detail = f"This address takes {headers['Allow']}."
+    else:
+        detail = kind.detail or error.detail
+    return problem_response(
+        kind.status, name=kind.name, title=kind.title, detail=detail, request_id=_request_id(request), headers=headers
+    )
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """Return the place of a validation error as a JSON pointer; its first part is "body"."""
+    return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location[1:])
+
+
+def _request_id(request: Request) -> str | None:
+    request_id: str | None = request.scope.get("request_id")
+    return request_id
+
+
+def install_problems(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of the problems that a route may answer with."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }

@@ -1,0 +1,43 @@
+"""For those who run the service: health and metrics."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+
+from app.api.dependencies import ServicesDependency
+from app.api.schemas import Alive, ModelName, Readiness
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health/live", summary="Is the process alive?")
+async def live() -> Alive:
+    """Answer as long as the event loop turns; restart the process when this fails."""
+    return Alive(status="alive")
+
+
+@router.get(
+    "/health/ready",
+    summary="Should requests be sent here?",
+    responses={503: {"model": Readiness, "description": "Not ready; the body has the reason"}},
+)
+async def ready(services: ServicesDependency, response: Response) -> Readiness:
+    """Answer 200 when the model is known to answer rightly: proven at the start, and again after any failure."""
+    reason = await services.reason_not_ready()
+    if reason is not None:
+        response.status_code = 503
+    return Readiness(
+        status="ready" if reason is None else "not ready",
+        reason=reason,
+        model=ModelName(name=services.manifest.name, version=services.manifest.version),
+        provider=services.placement.provider,
+        precision=services.placement.precision,
+        threads=services.placement.threads,
+    )
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(services: ServicesDependency, accept: Annotated[str | None, Header()] = None) -> Response:
+    """Answer with the metrics in Prometheus' or OpenMetrics' text format."""
+    content, content_type = services.metrics.render(accept)
+    return Response(content, headers={"Content-Type": content_type})

@@ -1,0 +1,113 @@
+"""The JSON of requests and answers."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from app.api.problems import ItemProblem
+from app.inference.classifier import Classified
+
+
+class SentimentRequest(BaseModel):
+    """One text."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"text": "物流很快，包装也好，就是颜色跟图片不太一样"}]},
+    )
+
+    text: Annotated[str, Field(description="A message, review or title in Chinese; its length is limited by settings")]
+
+
+# Items are checked one by one in the route, so that a bad one has an error of its own.
+_AnyText = Annotated[Any, WithJsonSchema({"type": "string"})]
+
+
+class BatchRequest(BaseModel):
+    """Many texts."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"texts": ["太好吃了，下次还来", "请问周末几点开门？", "等了两个小时，饭都凉了"]}]
+        },
+    )
+
+    texts: Annotated[list[_AnyText], Field(description="Texts; how many is limited by settings (1,024 by default)")]
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    name: str = Field(examples=["e5-zh-sentiment"])
+    version: str = Field(examples=["1.0.0"])
+
+
+class SentimentAnswer(BaseModel):
+    """What a text expresses."""
+
+    label: str = Field(description="The most probable label", examples=["positive"])
+    confidence: float = Field(description="The probability of the label", examples=[0.9812])
+    probabilities: dict[str, float] = Field(
+        description="Of every label; they sum to 1",
+        examples=[{"negative": 0.0121, "neutral": 0.0067, "positive": 0.9812}],
+    )
+    truncated: bool = Field(description="The text was longer than the model's window: head and tail were read")
+    cached: bool = Field(description="The answer was remembered, not computed")
+
+    @classmethod
+    def of(cls, classified: Classified) -> "SentimentAnswer":
+        """Return the answer as clients see it, rounded to four decimals."""
+        return cls(**_fields(classified))
+
+
+class SentimentResponse(SentimentAnswer):
+    """What a text expresses, and which model says so."""
+
+    model: ModelName
+
+    @classmethod
+    def by(cls, model: ModelName, classified: Classified) -> "SentimentResponse":
+        """Return the answer of `model`."""
+        return cls(**_fields(classified), model=model)
+
+
+class ItemError(BaseModel):
+    """The place of a text that has no answer."""
+
+    error: ItemProblem
+
+
+class BatchResponse(BaseModel):
+    """One result for each text, in order."""
+
+    results: list[SentimentAnswer | ItemError]
+    model: ModelName
+
+
+class Alive(BaseModel):
+    """The process runs and its event loop turns."""
+
+    status: str = Field(examples=["alive"])
+
+
+class Readiness(BaseModel):
+    """Whether requests should be sent here, and what would answer them."""
+
+    status: str = Field(examples=["ready"])
+    reason: str | None = Field(default=None, description="Why not, if not")
+    model: ModelName
+    provider: str = Field(examples=["openvino"])
+    precision: str = Field(examples=["bf16"])
+    threads: int = Field(examples=[2])
+
+
+def _fields(classified: Classified) -> dict[str, Any]:
+    sentiment = classified.sentiment
+    return {
+        "label": sentiment.label,
+        "confidence": round(sentiment.confidence, 4),
+        "probabilities": {label: round(share, 4) for label, share in sentiment.probabilities.items()},
+        "truncated": sentiment.truncated,
+        "cached": classified.cached,
+    }

@@ -1,0 +1,1 @@
+"""Places that remember answers; each fulfils `app.inference.classifier.SentimentCache`."""

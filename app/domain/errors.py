@@ -1,0 +1,45 @@
+"""What can go wrong, in the service's own words. `app.api.problems` alone translates it to HTTP."""
+
+
+class ServiceError(Exception):
+    """Base of every error that a caller of the service may meet."""
+
+
+class InvalidText(ServiceError):
+    """The text can never be classified as it is. The message is for the client and holds none of the text."""
+
+
+class EmptyText(InvalidText):
+    """Nothing is left to read after cleaning."""
+
+
+class TextTooLong(InvalidText):
+    """More characters or bytes than the service accepts."""
+
+
+class Unavailable(ServiceError):
+    """The text is fine; the service cannot answer it now."""
+
+
+class Overloaded(Unavailable):
+    """The waiting room is full."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"too much work is waiting, try again in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(Unavailable):
+    """The answer did not come within the time allowed."""
+
+
+class ShuttingDown(Unavailable):
+    """The service finishes what it accepted and takes nothing new."""
+
+
+class ModelFailure(ServiceError):
+    """The model raised, or answered with something that is no answer."""
+
+
+class StartupError(Exception):
+    """The service cannot start; the message says what to change or install."""

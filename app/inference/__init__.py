@@ -1,0 +1,1 @@
+"""Text in, sentiment out: bundle, tokenizer, session, engine, batcher, classifier."""

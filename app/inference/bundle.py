@@ -1,0 +1,124 @@
+"""A bundle: the directory that holds a model and all that serving it takes, checked before it is used.
+
+Layout: ``bundle.json`` (this module's `Manifest`) beside the files it names, each with size and SHA-256.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.domain.cleaning import CLEANING_VERSION
+from app.domain.errors import StartupError
+
+MANIFEST: Final = "bundle.json"
+MODEL: Final = "model.onnx"
+TOKENIZER: Final = "tokenizer.json"
+GOLDEN: Final = "golden.json"
+
+_PLAIN_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # no way out of the directory
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """Size in bytes and SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Record):
+    """What `bundle.json` says."""
+
+    format: Literal[1] = 1
+    name: str
+    version: str
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]  # in the order of the logits
+    max_tokens: int
+    head_tokens: int
+    pad_id: int
+    cleaning_version: int
+    files: dict[Annotated[str, Field(pattern=_PLAIN_NAME)], FileRecord]
+    provenance: dict[str, str]  # base model, licence, recipe, data
+    tools: dict[str, str]  # versions of the libraries that made it
+
+
+class GoldenText(_Record):
+    """A text and the answer that the exported model gave in full precision when the bundle was made."""
+
+    text: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked bundle. `fingerprint` changes with every byte of every file."""
+
+    directory: Path
+    manifest: Manifest
+    fingerprint: str
+    golden: tuple[GoldenText, ...]
+
+    @property
+    def model_file(self) -> Path:
+        """The ONNX file."""
+        return self.directory / MODEL
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The Hugging Face `tokenizer.json`."""
+        return self.directory / TOKENIZER
+
+
+def open_bundle(directory: Path) -> Bundle:
+    """Return the bundle in `directory`, every file of it verified.
+
+    Raises:
+        StartupError: something is missing, damaged, or made for another version of this program.
+    """
+    path = directory / MANIFEST
+    try:
+        content = path.read_bytes()
+        manifest = Manifest.model_validate_json(content)
+    except FileNotFoundError:
+        raise StartupError(f"{directory} is not a bundle: it has no {MANIFEST}") from None
+    except ValidationError as error:
+        raise StartupError(f"{path} is not a valid bundle manifest: {error}") from None
+    if manifest.cleaning_version != CLEANING_VERSION:
+        raise StartupError(
+            f"{directory} was trained on text cleaned by version {manifest.cleaning_version}, this program cleans by "
+            f"version {CLEANING_VERSION}: train it again, or serve it with the release that made it"
+        )
+    if absent := {MODEL, TOKENIZER, GOLDEN} - manifest.files.keys():
+        raise StartupError(f"{path} names no {', '.join(sorted(absent))}")
+    for name, record in manifest.files.items():
+        _verify(directory / name, record)
+    try:
+        golden = [GoldenText.model_validate(row) for row in json.loads((directory / GOLDEN).read_bytes())]
+    except (ValueError, TypeError) as error:
+        raise StartupError(f"{directory / GOLDEN} is not a list of golden texts: {error}") from None
+    return Bundle(directory, manifest, hashlib.sha256(content).hexdigest(), tuple(golden))
+
+
+def record_file(path: Path) -> FileRecord:
+    """Return size and checksum of `path`."""
+    with path.open("rb") as content:
+        return FileRecord(bytes=path.stat().st_size, sha256=hashlib.file_digest(content, "sha256").hexdigest())
+
+
+def _verify(path: Path, expected: FileRecord) -> None:
+    try:
+        found = record_file(path)
+    except FileNotFoundError:
+        raise StartupError(f"{path} is missing") from None
+    if found != expected:
+        raise StartupError(
+            f"{path} is damaged: {found.bytes} bytes with SHA-256 {found.sha256[:12]}…, the bundle was made with "
+            f"{expected.bytes} bytes and {expected.sha256[:12]}…"
+        )

@@ -1,0 +1,131 @@
+"""The way of a text: checked, cleaned, looked up, tokenised, batched, remembered.
+
+Knows the order of the steps; nothing of HTTP, Redis or ONNX.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.domain.errors import DeadlineExceeded, InvalidText, ModelFailure, ServiceError
+from app.domain.intake import TextLimits, accept
+from app.domain.sentiment import Sentiment
+from app.inference.batcher import Batcher, Lane
+from app.inference.engine import Probabilities
+from app.inference.single_flight import SingleFlight
+from app.inference.tokenizer import TokenIds, TokenizedText, Tokenizer
+
+# Tokenising more than this (about 1 ms of work) leaves the event loop for a thread.
+_CHARACTERS_ON_THE_LOOP = 2_000
+
+
+class SentimentCache(Protocol):
+    """Remembers answers. Neither method ever raises: an outage is a miss."""
+
+    async def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Sentiment]:
+        """Return what is remembered of `keys`."""
+        ...
+
+    async def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
+        """Remember `found`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The answer to one text, and whether it was remembered rather than computed."""
+
+    sentiment: Sentiment
+    cached: bool
+
+
+class Classifier:
+    """Classifies texts with one model. Identical texts in flight are computed once."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        batcher: Batcher[TokenIds, Probabilities],
+        cache: SentimentCache,
+        labels: Sequence[str],
+        limits: TextLimits,
+        fingerprint: str,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._batcher = batcher
+        self._cache = cache
+        self._labels = tuple(labels)
+        self._limits = limits
+        self._key = bytes.fromhex(fingerprint)
+        self._flights: SingleFlight[bytes, Probabilities] = SingleFlight()
+
+    async def classify(self, text: str, *, timeout_s: float) -> Classified:
+        """Return the answer to `text`.
+
+        Raises:
+            ServiceError: the text is invalid, or the service cannot answer.
+        """
+        (outcome,) = await self.classify_many([text], timeout_s=timeout_s, lane=Lane.INTERACTIVE)
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
+
+    async def classify_many(
+        self, texts: Sequence[object], *, timeout_s: float, lane: Lane = Lane.BULK
+    ) -> list[Classified | ServiceError]:
+        """Return, in order, an answer for each of `texts` or the error that concerns it alone.
+
+        Raises:
+            Unavailable: none of `texts` was classified.
+        """
+        cleaned = [self._accept(text) for text in texts]
+        keys = {self._digest(text): text for text in cleaned if isinstance(text, str)}
+        try:
+            async with asyncio.timeout(timeout_s):
+                found = await self._find(keys, lane)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
+        return [found[self._digest(text)] if isinstance(text, str) else text for text in cleaned]
+
+    def _accept(self, text: object) -> str | InvalidText:
+        if not isinstance(text, str):
+            return InvalidText("The text is not a string.")
+        try:
+            return accept(text, self._limits)
+        except InvalidText as error:
+            return error
+
+    def _digest(self, text: str) -> bytes:
+        """Return the key of `text` under this very bundle (128 bits)."""
+        return hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
+
+    async def _find(self, texts: Mapping[bytes, str], lane: Lane) -> dict[bytes, Classified | ServiceError]:
+        remembered = await self._cache.get_many(list(texts))
+        found: dict[bytes, Classified | ServiceError] = {
+            key: Classified(sentiment, cached=True) for key, sentiment in remembered.items()
+        }
+        missing = [key for key in texts if key not in remembered]
+        if not missing:
+            return found
+        tokenized = await self._tokenize([texts[key] for key in missing])
+        outcomes = await self._flights.get_many(
+            missing, lambda indexes: self._batcher.enqueue([tokenized[index].ids for index in indexes], lane)
+        )
+        computed: dict[bytes, Sentiment] = {}
+        for key, text, outcome in zip(missing, tokenized, outcomes, strict=True):
+            if isinstance(outcome, tuple):
+                sentiment = Sentiment(dict(zip(self._labels, outcome, strict=True)), text.truncated)
+                computed[key] = sentiment
+                found[key] = Classified(sentiment, cached=False)
+            else:
+                found[key] = outcome if isinstance(outcome, ServiceError) else ModelFailure(str(outcome))
+        await self._cache.put_many(computed)
+        return found
+
+    async def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        if sum(map(len, texts)) <= _CHARACTERS_ON_THE_LOOP:
+            return self._tokenizer.encode(texts)
+        return await asyncio.to_thread(self._tokenizer.encode, texts)

@@ -1,0 +1,92 @@
+"""The asynchronous front of a model: lays out a batch, runs it in a thread, turns logits into probabilities.
+
+Knows token ids; nothing of text, queues or providers.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain.errors import ModelFailure
+from app.inference.cost import CostModel
+from app.inference.tokenizer import TokenIds
+
+Probabilities: TypeAlias = tuple[float, ...]  # in the order of the labels
+
+_WARM_UP_SHARES = (1 / 64, 1 / 16, 1 / 4, 1)  # of the largest batch
+
+
+class Model(Protocol):
+    """What the engine asks of a model."""
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return logits (B, L) for arrays (B, T)."""
+        ...
+
+
+class Engine:
+    """Runs batches of token ids, `workers` at once. Leave the `async with` only when no batch is running."""
+
+    def __init__(self, model: Model, *, pad_id: int, labels: int, workers: int = 1) -> None:
+        self._model = model
+        self._pad_id = pad_id
+        self._labels = labels
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="model")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._threads.shutdown()
+
+    async def run(self, batch: Sequence[TokenIds]) -> list[Probabilities]:
+        """Do as `run_now`, in a thread of the engine's own."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, batch)
+
+    def warm_up(self, *, max_tokens: int, longest: int) -> CostModel:
+        """Run batches from small to the largest, `max_tokens` padded of rows up to `longest`; return what they cost."""
+        measured: list[tuple[int, float]] = []
+        for share in _WARM_UP_SHARES:
+            tokens = max(8, int(max_tokens * share))
+            columns = min(longest, max(8, int(tokens**0.5) * 2))
+            batch = [(self._pad_id,) * columns] * max(1, tokens // columns)
+            self.run_now(batch)  # the first run of a shape compiles
+            started = time.perf_counter()
+            self.run_now(batch)
+            measured.append((columns * len(batch), time.perf_counter() - started))
+        self.run_now([(self._pad_id,) * longest] * max(1, max_tokens // longest))
+        return CostModel.fit(measured)
+
+    def run_now(self, batch: Sequence[TokenIds]) -> list[Probabilities]:
+        """Return the probabilities of each row of `batch`, in order.
+
+        Raises:
+            ModelFailure: the model raised, or its answer is not one finite row per text.
+        """
+        columns = max(map(len, batch))
+        input_ids = np.full((len(batch), columns), self._pad_id, np.int64)
+        attention_mask = np.zeros((len(batch), columns), np.int64)
+        for row, ids in enumerate(batch):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        try:
+            logits = self._model.run(input_ids, attention_mask)
+        except Exception as error:
+            raise ModelFailure(f"{type(error).__name__}: {error}") from error
+        if logits.shape != (len(batch), self._labels):
+            raise ModelFailure(f"the model answered with shape {logits.shape}, not {(len(batch), self._labels)}")
+        if not np.isfinite(logits).all():
+            raise ModelFailure("the model answered with a number that is not finite")
+        return [tuple(row) for row in _softmax(logits).tolist()]
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities

@@ -1,0 +1,65 @@
+"""Whether the model answers, and answers as it should: proven at the start, doubted after a failure.
+
+Knows the golden texts of a bundle; nothing of HTTP.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from app.domain.cleaning import clean
+from app.domain.errors import ServiceError, StartupError
+from app.inference.batcher import Batcher, BatchEvent, BatchFinished
+from app.inference.bundle import GoldenText
+from app.inference.engine import Engine, Probabilities
+from app.inference.tokenizer import TokenIds, Tokenizer
+
+TOLERANCE = 0.02  # bf16 against the recorded full precision
+_PROBE_S = 2.0
+
+
+class ModelHealth:
+    """Watches the batches; after a failed one, a golden text decides."""
+
+    def __init__(self, golden: Sequence[GoldenText], tokenizer: Tokenizer, labels: Sequence[str]) -> None:
+        self._golden = tuple(golden)
+        self._tokens = [text.ids for text in tokenizer.encode([clean(row.text) for row in golden])]
+        self._labels = tuple(labels)
+        self._failure: str | None = None
+
+    async def prove(self, engine: Engine) -> None:
+        """Check every golden text, one by one and all in one batch.
+
+        Raises:
+            StartupError: an answer is not as recorded.
+        """
+        together = await engine.run(self._tokens)
+        for index, tokens in enumerate(self._tokens):
+            (alone,) = await engine.run([tokens])
+            for answer in (alone, together[index]):
+                if reason := self._difference(index, answer):
+                    raise StartupError(f"the model does not answer as recorded: {reason}")
+
+    def observe(self, event: BatchEvent) -> None:
+        """Take note of how a batch ended."""
+        if isinstance(event, BatchFinished):
+            self._failure = str(event.error) if event.error else None
+
+    async def reason_not_ready(self, batcher: Batcher[TokenIds, Probabilities]) -> str | None:
+        """Return why the model cannot be trusted now, or None. Costs a run of the model only after a failure."""
+        if self._failure is None:
+            return None
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                (future,) = batcher.enqueue(self._tokens[:1])
+                return self._difference(0, await future)
+        except TimeoutError:
+            return f"the model did not answer within {_PROBE_S:g} s"
+        except ServiceError as error:
+            return f"the model fails: {error}"
+
+    def _difference(self, index: int, answer: Probabilities) -> str | None:
+        expected = self._golden[index].probabilities
+        worst = max(abs(expected[label] - found) for label, found in zip(self._labels, answer, strict=True))
+        if worst <= TOLERANCE:
+            return None
+        return f"golden text {index} is off by {worst:.3f}, at most {TOLERANCE:g} is allowed"

@@ -1,0 +1,199 @@
+"""An ONNX model on an execution provider that was chosen, and proven to be the one that runs.
+
+The only importer of onnxruntime. Knows arrays; nothing of text, batching policy or labels.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import onnxruntime
+import structlog
+from numpy.typing import NDArray
+
+from app.domain.errors import StartupError
+from app.inference.processor import has_bf16
+
+Provider: TypeAlias = Literal["cuda", "openvino", "cpu"]
+Precision: TypeAlias = Literal["bf16", "fp32"]
+
+_EXECUTION_PROVIDERS: Final[dict[Provider, str]] = {
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model runs."""
+
+    provider: Provider
+    precision: Precision
+    threads: int  # for one run
+
+
+class OnnxModel:
+    """A loaded model. `run` may be called from several threads at once."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, placement: Placement) -> None:
+        self._session = session
+        self.placement = placement
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return logits (B, L) for `input_ids` (B, T) and `attention_mask` (B, T)."""
+        (logits,) = self._session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})
+        result: NDArray[np.float32] = logits
+        return result
+
+
+def open_model(
+    file: Path,
+    *,
+    provider: Provider | Literal["auto"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    threads: int,
+    streams: int = 1,
+) -> OnnxModel:
+    """Load `file` on `provider`; `streams` runs may then go on at once, with `threads` threads among them.
+
+    "auto" takes CUDA if it comes up, else OpenVINO, else ONNX Runtime's own CPU provider; each one passed over is
+    logged with its reason. The same word for `precision` takes bf16 where provider and processor have it.
+
+    Raises:
+        StartupError: the provider or precision asked for is not to be had; the message says what to install.
+    """
+    _refuse_both_wheels()
+    if provider != "auto":
+        return _OPENERS[provider](file, precision, threads, streams)
+    for candidate in ("cuda", "openvino"):
+        try:
+            return _OPENERS[candidate](file, precision, threads, streams)
+        except StartupError as error:
+            _log.info("provider passed over", provider=candidate, reason=str(error))
+    return _open_cpu(file, precision, threads, streams)
+
+
+def _refuse_both_wheels() -> None:
+    """Refuse an environment with both ONNX Runtime wheels: they share one package folder, the later wins in part."""
+    if _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu"):
+        raise StartupError(
+            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of the extras [cpu] and [gpu]"
+        )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _open_cuda(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int) -> OnnxModel:
+    del streams  # CUDA runs what it is given, on streams of its own
+    if _EXECUTION_PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        raise StartupError("this ONNX Runtime has no CUDA provider: install the extra [gpu] instead of [cpu]")
+    if precision == "bf16":
+        raise StartupError("precision bf16 is for the OpenVINO provider; on CUDA use fp32")
+    onnxruntime.preload_dlls()
+    options = _session_options(threads)
+    settings = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    session = _create(file, options, providers=[(_EXECUTION_PROVIDERS["cuda"], settings)])
+    return _proven(session, Placement("cuda", "fp32", threads))
+
+
+def _open_openvino(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int) -> OnnxModel:
+    if find_spec("onnxruntime_ep_openvino") is None:
+        raise StartupError("the OpenVINO provider is not installed: install the extra [cpu] on x86-64")
+    if precision == "bf16" and not has_bf16():
+        raise StartupError("precision bf16 asked for, but this processor has neither AMX nor AVX-512 bf16: use fp32")
+    chosen: Precision = "bf16" if precision != "fp32" and has_bf16() else "fp32"
+    options = _session_options(threads)
+    # A node that OpenVINO cannot take must stop the start, not run slowly elsewhere.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32" if chosen == "fp32" else chosen,
+        "INFERENCE_NUM_THREADS": str(threads),
+        "NUM_STREAMS": str(streams),
+    }
+    try:
+        devices = _openvino_devices()
+        options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": config})})
+        session = _create(file, options)
+    except (RuntimeError, OSError) as error:
+        raise StartupError(f"the OpenVINO provider does not come up: {error}") from error
+    return _proven(session, Placement("openvino", chosen, threads))
+
+
+@cache
+def _openvino_devices() -> list[onnxruntime.OrtEpDevice]:
+    """Register the plug-in, which a process may do once, and return its processor devices."""
+    import onnxruntime_ep_openvino  # noqa: PLC0415 (not to be had on every platform)
+
+    onnxruntime.register_execution_provider_library("openvino", onnxruntime_ep_openvino.get_library_path())
+    return [
+        device
+        for device in onnxruntime.get_ep_devices()
+        if device.ep_name == _EXECUTION_PROVIDERS["openvino"]
+        and device.device.type == onnxruntime.OrtHardwareDeviceType.CPU
+    ]
+
+
+def _open_cpu(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int) -> OnnxModel:
+    del streams  # concurrent runs share the session's threads
+    if precision == "bf16":
+        raise StartupError("precision bf16 asked for, but ONNX Runtime's own CPU provider has fp32 only")
+    session = _create(file, _session_options(threads), providers=[_EXECUTION_PROVIDERS["cpu"]])
+    return _proven(session, Placement("cpu", "fp32", threads))
+
+
+_Opener: TypeAlias = Callable[[Path, Precision | Literal["auto"], int, int], OnnxModel]
+_OPENERS: Final[dict[str, _Opener]] = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}
+
+
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Shapes vary from run to run: a planned memory pattern would be kept for each of them.
+    options.enable_mem_pattern = False
+    # A waiting thread that spins takes the processor from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _create(
+    file: Path,
+    options: onnxruntime.SessionOptions,
+    providers: list[str] | list[tuple[str, dict[str, str]]] | None = None,
+) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime raises plain Exception subclasses of its own
+        raise StartupError(f"{file} does not load: {error}") from error
+
+
+def _proven(session: onnxruntime.InferenceSession, placement: Placement) -> OnnxModel:
+    """Return the model if its provider truly runs it: ONNX Runtime may fall back to the CPU without an error."""
+    name = _EXECUTION_PROVIDERS[placement.provider]
+    assigned = {subgraph.ep_name for subgraph in session.get_provider_graph_assignment_info()}
+    if session.get_providers()[0] != name or name not in assigned:
+        raise StartupError(
+            f"{placement.provider} was asked for, but ONNX Runtime runs the model on {', '.join(sorted(assigned))}: "
+            "its libraries are missing or do not fit the driver"
+        )
+    inputs = [node.name for node in session.get_inputs()]
+    if sorted(inputs) != ["attention_mask", "input_ids"] or [node.name for node in session.get_outputs()] != ["logits"]:
+        raise StartupError(f"the model's inputs are {', '.join(inputs)}; input_ids and attention_mask are expected")
+    return OnnxModel(session, placement)

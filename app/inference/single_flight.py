@@ -1,0 +1,63 @@
+"""One computation per key, shared by all who ask for it while it runs. Knows nothing of text or models."""
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class SingleFlight(Generic[Key, Value]):
+    """Callers of `get_many` with a key in flight wait for the first caller's computation.
+
+    A caller that is cancelled leaves the others undisturbed; a computation that nobody waits for is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[Key, asyncio.Future[Value]] = {}
+        self._waiters: dict[Key, int] = {}
+
+    async def get_many(
+        self, keys: Sequence[Key], start: Callable[[Sequence[int]], Sequence[asyncio.Future[Value]]]
+    ) -> list[Value | Exception]:
+        """Return what each of the distinct `keys` came to: its value, or the exception its computation ended with.
+
+        `start(indexes)` begins the computations of the keys at `indexes`, those not in flight, and returns a future for
+        each; what it raises is raised here, with nothing begun.
+        """
+        missing = [index for index, key in enumerate(keys) if key not in self._flights]
+        if missing:
+            for index, future in zip(missing, start(missing), strict=True):
+                self._take_off(keys[index], future)
+        futures = [self._flights[key] for key in keys]
+        for key in keys:
+            self._waiters[key] += 1
+        try:
+            if futures:
+                await asyncio.wait(futures)
+        finally:
+            for key, future in zip(keys, futures, strict=True):
+                self._leave(key, future)
+        return [self._outcome(future) for future in futures]
+
+    def _take_off(self, key: Key, future: asyncio.Future[Value]) -> None:
+        self._flights[key] = future
+        self._waiters[key] = 0
+
+    def _leave(self, key: Key, future: asyncio.Future[Value]) -> None:
+        # A key that has landed may be in flight anew, with waiters of its own.
+        if self._flights.get(key) is not future:
+            return
+        self._waiters[key] -= 1
+        if future.done() or not self._waiters[key]:
+            future.cancel()
+            del self._flights[key], self._waiters[key]
+
+    def _outcome(self, future: asyncio.Future[Value]) -> Value | Exception:
+        error = future.exception()
+        if error is None:
+            return future.result()
+        if isinstance(error, Exception):
+            return error
+        raise error

@@ -1,0 +1,70 @@
+"""The application: ``uvicorn --factory app.main:create_app``, or ``python -m app serve``."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TypedDict
+
+import structlog
+from fastapi import FastAPI
+
+from app.api.middleware import BodyLimit, RequestContext
+from app.api.problems import Problem, install_problems
+from app.api.routes import operations, sentiment
+from app.domain.errors import StartupError
+from app.services import Services
+from app.settings import Settings, load_settings
+from app.wiring import open_services
+
+_log = structlog.get_logger(__name__)
+
+
+class _State(TypedDict):
+    services: Services
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; its lifespan opens the services.
+
+    Raises:
+        StartupError: `settings` is None and the environment does not make valid settings.
+    """
+    settings = settings or load_settings()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[_State]:
+        try:
+            async with open_services(settings) as services:
+                yield {"services": services}
+        except StartupError as error:
+            _log.critical("cannot start", reason=str(error))
+            raise
+
+    app = FastAPI(
+        title="Chinese sentiment",
+        summary="What people feel, from what they write in Chinese.",
+        version=version("chinese-sentiment"),
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
+    app.add_middleware(RequestContext, log_requests=settings.log.requests)
+    install_problems(app)
+    app.include_router(sentiment.router)
+    app.include_router(operations.router)
+    _describe_problems(app)
+    return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the schema of a problem into the OpenAPI document, where the routes refer to it."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = generate()
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        schemas.update(schema.pop("$defs", {}))
+        schemas["Problem"] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

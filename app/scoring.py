@@ -1,0 +1,54 @@
+"""Score a file in this process, through the same services that answer requests."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import track
+
+from app.api.problems import item_problem
+from app.api.schemas import ItemError, SentimentAnswer
+from app.domain.errors import ServiceError, StartupError
+from app.settings import Settings
+from app.wiring import open_services
+
+_WINDOW: Final = 1_024  # texts handed over at a time: enough to find neighbours of equal length
+
+
+async def score_file(file: Path, output: Path, settings: Settings) -> None:
+    """Write one JSON line to `output` for each text of `file`, in order: the answer, or the error.
+
+    Raises:
+        StartupError: the file has no column `text`, or the services cannot start.
+    """
+    texts = list(_read(file))
+    windows = [texts[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW)]
+    async with open_services(settings) as services:
+        with output.open("w", encoding="utf-8") as lines:
+            for window in track(windows, description=file.name, console=Console(stderr=True)):
+                for outcome in await services.classifier.classify_many(window, timeout_s=services.batch_timeout_s):
+                    answer = (
+                        ItemError(error=item_problem(outcome))
+                        if isinstance(outcome, ServiceError)
+                        else SentimentAnswer.of(outcome)
+                    )
+                    lines.write(answer.model_dump_json() + "\n")
+
+
+def _read(file: Path) -> Iterator[object]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        if file.suffix == ".csv":
+            reader = csv.DictReader(lines)
+            if "text" not in (reader.fieldnames or ()):
+                raise StartupError(f"{file} has no column 'text'")
+            for row in reader:
+                yield row["text"]
+            return
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                raise StartupError(f"{file}, line {number}: not a JSON object with 'text'") from None

@@ -1,0 +1,152 @@
+"""Settings, read from environment variables ``SENTIMENT_<GROUP>__<NAME>``; the README's table follows this file."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.domain.errors import StartupError
+
+PREFIX: Final = "SENTIMENT_"
+DELIMITER: Final = "__"
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Server(_Group):
+    """The HTTP server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 serves other machines, too."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+    max_body_bytes: Positive = 8 * 1024 * 1024
+    """A longer request body is refused with 413 before it is read whole."""
+    keep_alive_s: Positive = 75
+    """An idle connection is closed after this time; keep it above the load balancer's."""
+    shutdown_timeout_s: Positive = 30
+    """How long a stopping server goes on answering what it accepted."""
+
+
+class Limits(_Group):
+    """What one request may ask."""
+
+    max_characters: Positive = 5_000
+    """A longer text is refused; one longer than the model's window is cut and answered with `truncated: true`."""
+    max_bytes: Positive = 20_000
+    """The same in bytes of UTF-8."""
+    max_texts: Positive = 1_024
+    """The most texts in one request to the batch endpoint."""
+    timeout_s: Seconds = 10
+    """A single text not answered within this time gets 504."""
+    batch_timeout_s: Seconds = 120
+    """The same for a request to the batch endpoint."""
+
+
+class Model(_Group):
+    """Which model runs, and on what."""
+
+    path: Path = Path("models/e5-zh-sentiment/1.0.0")
+    """Directory of the bundle to serve."""
+    provider: Literal["auto", "cuda", "openvino", "cpu"] = "auto"
+    """Execution provider; `auto` takes the first of CUDA, OpenVINO and CPU that comes up, any other stops the start if
+    it does not."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic; `auto` takes bf16 where provider and processor have it."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Processor threads of the model; 0 takes what affinity and container quota allow."""
+
+
+class Batching(_Group):
+    """How texts share a run of the model."""
+
+    max_items: Positive = 64
+    """The most texts in one run."""
+    max_tokens: Positive = 1_024
+    """The most padded tokens in one run: more raises throughput a little and everybody's latency a lot."""
+    max_waiting_items: Positive = 8_192
+    """Texts that may wait in each lane (single and batch requests); beyond, 503 with Retry-After."""
+    max_waiting_tokens: Positive = 400_000
+    """The same in tokens."""
+    workers: Positive = 1
+    """Runs that go on at the same time, sharing the threads."""
+    bulk_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the model's time that batch requests are sure of while single texts wait."""
+    wait_s: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How long a run that is not full waits for more texts; 0 is best on CPUs."""
+
+
+class Cache(_Group):
+    """Answers remembered in this process."""
+
+    max_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    """Memory for remembered answers; 0 remembers none."""
+    ttl_s: Seconds = 3_600
+    """How long an answer is remembered."""
+
+
+class Log(_Group):
+    """Log lines on standard output; they never hold a text."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """`json` writes one object a line, `console` colours; `auto` is console in a terminal and json elsewhere."""
+    requests: bool = True
+    """Write a line for each request."""
+
+
+class Settings(BaseSettings):
+    """Every setting of the service, by group."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter=DELIMITER, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    server: Server = Server()
+    limits: Limits = Limits()
+    model: Model = Model()
+    batching: Batching = Batching()
+    cache: Cache = Cache()
+    log: Log = Log()
+
+
+def known_variables() -> dict[str, str]:
+    """Return the name and the sentence of every setting, in order."""
+    return {
+        f"{PREFIX}{group}{DELIMITER}{name}".upper(): " ".join((field.description or "").split())
+        for group, model in Settings.model_fields.items()
+        if isinstance(model.annotation, type) and issubclass(model.annotation, BaseModel)
+        for name, field in model.annotation.model_fields.items()
+    }
+
+
+def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        StartupError: a variable with the prefix is misspelt, or a value does not fit.
+    """
+    known = known_variables()
+    for variable in environment:
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            near = difflib.get_close_matches(variable.upper(), known, n=1)
+            hint = f": did you mean {near[0]}?" if near else f"; the settings are {', '.join(known)}"
+            raise StartupError(f"unknown setting {variable}{hint}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"{PREFIX}{DELIMITER.join(str(part) for part in problem['loc'])}".upper() + f": {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise StartupError("\n".join(lines)) from None

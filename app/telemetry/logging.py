@@ -1,0 +1,56 @@
+"""Log lines: JSON or coloured, with the request's id, the server's own lines included."""
+
+import logging
+import sys
+from typing import Final, Literal
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor
+
+# Tracebacks without the values of variables: those may hold what users wrote.
+_TRACEBACK: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+_SHARED: Final[list[Processor]] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def configure_logging(*, level: str, style: Literal["auto", "json", "console"]) -> None:
+    """Send this process's log lines, from `level` up, to standard output."""
+    console = style == "console" or (style == "auto" and sys.stdout.isatty())
+    rendering: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if console
+        else [
+            structlog.processors.ExceptionRenderer(_TRACEBACK),
+            structlog.processors.EventRenamer("message"),
+            structlog.processors.JSONRenderer(serializer=_to_json),
+        ]
+    )
+    structlog.configure(
+        processors=[structlog.stdlib.add_logger_name, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_SHARED],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.addFilter(_say_startup_error_once)
+
+
+def _to_json(event: EventDict, **_: object) -> str:
+    return orjson.dumps(event, default=repr).decode()
+
+
+def _say_startup_error_once(record: logging.LogRecord) -> bool:
+    """Let the traceback that Starlette makes of a StartupError go: the application has told the reason."""
+    return "StartupError" not in record.getMessage()

@@ -1,0 +1,1 @@
+"""From labelled text to a bundle: base model, data, fine-tuning, export, evaluation. Torch lives only here."""

@@ -1,0 +1,109 @@
+"""Where concrete classes meet: settings in, running services out."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from app.cache.memory import MemoryCache
+from app.domain.intake import TextLimits
+from app.inference.batcher import Batcher, BatchEvent, BatchPolicy
+from app.inference.bundle import open_bundle
+from app.inference.classifier import Classifier
+from app.inference.engine import Engine, Probabilities
+from app.inference.health import ModelHealth
+from app.inference.processor import usable_threads
+from app.inference.session import open_model
+from app.inference.tokenizer import TokenIds, Tokenizer
+from app.services import Services
+from app.settings import Settings
+from app.telemetry.prometheus import Metrics
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Load, prove and warm the model; on leaving, finish what was accepted.
+
+    Raises:
+        StartupError: the service cannot run as the settings ask.
+    """
+    started = time.perf_counter()
+    bundle = await asyncio.to_thread(open_bundle, settings.model.path)
+    manifest = bundle.manifest
+    model = await asyncio.to_thread(
+        open_model,
+        bundle.model_file,
+        provider=settings.model.provider,
+        precision=settings.model.precision,
+        threads=settings.model.threads or usable_threads(),
+        streams=settings.batching.workers,
+    )
+    tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
+    health = ModelHealth(bundle.golden, tokenizer, manifest.labels)
+    metrics = Metrics()
+    metrics.describe(
+        name=manifest.name,
+        version=manifest.version,
+        provider=model.placement.provider,
+        precision=model.placement.precision,
+        threads=model.placement.threads,
+    )
+
+    def observe(event: BatchEvent) -> None:
+        metrics.observe_batch(event)
+        health.observe(event)
+
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(
+            Engine(model, pad_id=manifest.pad_id, labels=len(manifest.labels), workers=settings.batching.workers)
+        )
+        await health.prove(engine)
+        policy = BatchPolicy(
+            max_items=settings.batching.max_items,
+            max_tokens=settings.batching.max_tokens,
+            max_waiting_items=settings.batching.max_waiting_items,
+            max_waiting_tokens=settings.batching.max_waiting_tokens,
+            workers=settings.batching.workers,
+            bulk_share=settings.batching.bulk_share,
+            wait_s=settings.batching.wait_s,
+        )
+        cost = await asyncio.to_thread(engine.warm_up, max_tokens=policy.max_tokens, longest=manifest.max_tokens)
+        batcher: Batcher[TokenIds, Probabilities] = await stack.enter_async_context(
+            Batcher(engine.run, policy, tokens=len, cost=cost, observe=observe)
+        )
+        metrics.watch(
+            waiting_items=lambda: batcher.waiting_items,
+            waiting_tokens=lambda: batcher.waiting_tokens,
+        )
+        classifier = Classifier(
+            tokenizer=tokenizer,
+            batcher=batcher,
+            cache=MemoryCache(max_bytes=settings.cache.max_bytes, ttl_s=settings.cache.ttl_s),
+            labels=manifest.labels,
+            limits=TextLimits(settings.limits.max_characters, settings.limits.max_bytes),
+            fingerprint=bundle.fingerprint,
+        )
+        _log.info(
+            "ready",
+            model=f"{manifest.name}/{manifest.version}",
+            provider=model.placement.provider,
+            precision=model.placement.precision,
+            threads=model.placement.threads,
+            batch_overhead_ms=round(cost.fixed_s * 1e3, 2),
+            tokens_per_s=round(1 / cost.per_token_s),
+            seconds=round(time.perf_counter() - started, 2),
+        )
+        yield Services(
+            classifier=classifier,
+            metrics=metrics,
+            manifest=manifest,
+            placement=model.placement,
+            reason_not_ready=lambda: health.reason_not_ready(batcher),
+            max_texts=settings.limits.max_texts,
+            timeout_s=settings.limits.timeout_s,
+            batch_timeout_s=settings.limits.batch_timeout_s,
+        )
