@@ -7,7 +7,7 @@ RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
 BUNDLE ?= models/e5-zh-sentiment/1.0.0
 
-.PHONY: run test test-fast lint train clean
+.PHONY: run test test-fast lint train bench clean
 
 run: .venv/serve/ready
 	.venv/serve/bin/python -m app serve --host $(HOST) --port $(PORT)
@@ -30,6 +30,9 @@ train: .venv/dev/ready
 	.venv/dev/bin/python -m app train $(RECIPE) --data $(DATA) --output $(RUN)
 	.venv/dev/bin/python -m app export $(RECIPE) $(RUN)
 	.venv/dev/bin/python -m app evaluate $(BUNDLE) $(DATA)/*.test.jsonl.gz --output $(BUNDLE)/evaluation.json
+
+bench: .venv/fast/ready
+	.venv/fast/bin/python -m loadtest.bench
 
 clean:
 	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -32,6 +32,13 @@ def main() -> None:
         sys.exit(1)
 
 
+def _log_to_stderr(level: str = "info") -> None:
+    """Keep standard output for the command's result."""
+    from app.telemetry.logging import configure_logging
+
+    configure_logging(level=level, style="auto", stream=sys.stderr)
+
+
 @cli.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on, over SENTIMENT_SERVER__HOST.")] = None,
@@ -45,7 +52,7 @@ def serve(
     from app.telemetry.logging import configure_logging
 
     settings = load_settings()
-    configure_logging(level=settings.log.level, style=settings.log.format)
+    configure_logging(level=settings.log.level, style=settings.log.format, stream=sys.stdout)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
@@ -77,9 +84,8 @@ def score(
     """Classify every text of a file in this process; row by row, the answers stand in the order of the texts."""
     from app.scoring import score_file
     from app.settings import load_settings
-    from app.telemetry.logging import configure_logging
 
-    configure_logging(level="warning", style="console")
+    _log_to_stderr("warning")
     asyncio.run(score_file(file, output, load_settings()))
 
 
@@ -97,6 +103,7 @@ def train(
     """Clean the recipe's data and fine-tune a BERT on it."""
     from app.training.pipeline import train_recipe
 
+    _log_to_stderr()
     train_recipe(recipe, data, output, base=base, resume=resume)
 
 
@@ -110,6 +117,7 @@ def export(
     from app.training.export import export_bundle
     from app.training.recipe import read_recipe
 
+    _log_to_stderr()
     print(export_bundle(model, read_recipe(recipe), output))
 
 
@@ -126,6 +134,7 @@ def evaluate(
     """Measure a bundle as it is served: accuracy by file, and whether answers depend on the batch."""
     from app.training.evaluate import evaluate_bundle, render
 
+    _log_to_stderr()
     figures = evaluate_bundle(
         bundle, files, provider=provider, precision=precision, max_tokens=max_tokens, head_tokens=head_tokens
     )

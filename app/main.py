@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import structlog
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.problems import Problem, install_problems
@@ -40,11 +41,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             _log.critical("cannot start", reason=str(error))
             raise
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs without a content delivery network, which closed networks do not reach
         title="Chinese sentiment",
         summary="What people feel, from what they write in Chinese.",
         version=version("chinese-sentiment"),
         lifespan=lifespan,
+        redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
     app.add_middleware(RequestContext, log_requests=settings.log.requests)

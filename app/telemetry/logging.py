@@ -1,8 +1,7 @@
 """Log lines: JSON or coloured, with the request's id, the server's own lines included."""
 
 import logging
-import sys
-from typing import Final, Literal
+from typing import Final, Literal, TextIO
 
 import orjson
 import structlog
@@ -17,9 +16,9 @@ _SHARED: Final[list[Processor]] = [
 ]
 
 
-def configure_logging(*, level: str, style: Literal["auto", "json", "console"]) -> None:
-    """Send this process's log lines, from `level` up, to standard output."""
-    console = style == "console" or (style == "auto" and sys.stdout.isatty())
+def configure_logging(*, level: str, style: Literal["auto", "json", "console"], stream: TextIO) -> None:
+    """Write this process's log lines, from `level` up, to `stream`."""
+    console = style == "console" or (style == "auto" and stream.isatty())
     rendering: list[Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
@@ -35,7 +34,7 @@ def configure_logging(*, level: str, style: Literal["auto", "json", "console"]) 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *_SHARED],
