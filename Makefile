@@ -16,7 +16,7 @@ test: .venv/dev/ready
 	.venv/dev/bin/pytest
 
 test-fast: .venv/fast/ready
-	.venv/fast/bin/pytest -m "not torch"
+	.venv/fast/bin/pytest --ignore tests/parity
 
 lint: .venv/dev/ready
 	.venv/dev/bin/ruff check .

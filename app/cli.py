@@ -77,6 +77,14 @@ def serve(
 
 
 @cli.command()
+def settings() -> None:
+    """Print every setting with its default, as a Markdown table."""
+    from app.settings import render_settings
+
+    print(render_settings())
+
+
+@cli.command()
 def score(
     file: Annotated[Path, typer.Argument(help="Texts: JSON lines or CSV with a column 'text'.", exists=True)],
     output: Annotated[Path, typer.Option(help="Where to write the answers, as JSON lines.")],

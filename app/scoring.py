@@ -22,9 +22,12 @@ async def score_file(file: Path, output: Path, settings: Settings) -> None:
     """Write one JSON line to `output` for each text of `file`, in order: the answer, or the error.
 
     Raises:
-        StartupError: the file has no column `text`, or the services cannot start.
+        StartupError: the file is not UTF-8 or lacks a text, or the services cannot start.
     """
-    texts = list(_read(file))
+    try:
+        texts = list(_read(file))
+    except UnicodeDecodeError:
+        raise StartupError(f"{file} is not in UTF-8; convert it, for instance with iconv -f GB18030 -t UTF-8") from None
     windows = [texts[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW)]
     async with open_services(settings) as services:
         with output.open("w", encoding="utf-8") as lines:
@@ -39,8 +42,8 @@ async def score_file(file: Path, output: Path, settings: Settings) -> None:
 
 
 def _read(file: Path) -> Iterator[object]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        if file.suffix == ".csv":
+    with file.open(encoding="utf-8-sig", newline="") as lines:  # spreadsheets begin a CSV with a byte order mark
+        if file.suffix.lower() == ".csv":
             reader = csv.DictReader(lines)
             if "text" not in (reader.fieldnames or ()):
                 raise StartupError(f"{file} has no column 'text'")

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -120,24 +119,30 @@ class Settings(BaseSettings):
     log: Log = Log()
 
 
-def known_variables() -> dict[str, str]:
-    """Return the name and the sentence of every setting, in order."""
+def describe_settings() -> dict[str, tuple[str, str]]:
+    """Return the default and the sentence of every environment variable, in order."""
     return {
-        f"{PREFIX}{group}{DELIMITER}{name}".upper(): " ".join((field.description or "").split())
+        f"{PREFIX}{group}{DELIMITER}{name}".upper(): (str(field.default), " ".join((field.description or "").split()))
         for group, model in Settings.model_fields.items()
         if isinstance(model.annotation, type) and issubclass(model.annotation, BaseModel)
         for name, field in model.annotation.model_fields.items()
     }
 
 
-def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+def render_settings() -> str:
+    """Return the settings as a Markdown table, which stands in the README."""
+    rows = [f"| `{variable}` | `{default}` | {text} |" for variable, (default, text) in describe_settings().items()]
+    return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def load_settings() -> Settings:
     """Return the settings of this process.
 
     Raises:
         StartupError: a variable with the prefix is misspelt, or a value does not fit.
     """
-    known = known_variables()
-    for variable in environment:
+    known = describe_settings()
+    for variable in os.environ:
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
             near = difflib.get_close_matches(variable.upper(), known, n=1)
             hint = f": did you mean {near[0]}?" if near else f"; the settings are {', '.join(known)}"

@@ -19,6 +19,7 @@ from app.inference.session import open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.services import Services
 from app.settings import Settings
+from app.telemetry.logging import log_batch_failure
 from app.telemetry.prometheus import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -56,6 +57,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     def observe(event: BatchEvent) -> None:
         metrics.observe_batch(event)
         health.observe(event)
+        log_batch_failure(event)
 
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(

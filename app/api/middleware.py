@@ -86,16 +86,16 @@ class BodyLimit:
         async def receive_limited() -> Message:
             nonlocal received
             if too_long:
-                raise self._refusal()
+                raise self._refusal
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise self._refusal()
+                raise self._refusal
             return message
 
         await self._app(scope, receive_limited, send)
 
+    @property
     def _refusal(self) -> HTTPException:
-        # The connection is closed: what is left of the body is not wanted.
-        detail = f"The body is longer than the {self._max_bytes} bytes that are accepted."
-        return HTTPException(413, detail, {"Connection": "close"})
+        # Without Connection: close: a reset while the client still sends would keep it from reading why.
+        return HTTPException(413, f"The body is longer than the {self._max_bytes} bytes that are accepted.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
 from typing import Any, Final
+from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI, Request
@@ -26,6 +27,9 @@ from app.domain.errors import (
 
 MEDIA_TYPE: Final = "application/problem+json"
 _TYPE: Final = "urn:sentiment:problem:"
+_FRAGMENT: Final = "!$&'()*+,;=:@?"  # what RFC 3986 lets stand in a URI's fragment, beside letters and digits
+_NOT_JSON: Final = "not-json"
+_INVALID_REQUEST: Final = "invalid-request"
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +81,7 @@ _KINDS: Final[dict[type[ServiceError], _Kind]] = {
 _HTTP_KINDS: Final[dict[int, _Kind]] = {
     kind.status: kind
     for kind in (
-        _Kind(400, "not-json", "Not JSON", "The body is not JSON in UTF-8."),
+        _Kind(400, _NOT_JSON, "Not JSON", "The body is not JSON in UTF-8."),
         _Kind(404, "not-found", "Not found", "Nothing is served at this address; /docs lists what is."),
         _Kind(405, "method-not-allowed", "Method not allowed"),
         _Kind(413, "body-too-large", "Body too large"),
@@ -88,6 +92,12 @@ _HTTP_KINDS: Final[dict[int, _Kind]] = {
 
 def _kind(error: ServiceError) -> _Kind:
     return next(_KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in _KINDS)
+
+
+def problem_types() -> list[tuple[int, str]]:
+    """Return status and name of every problem that the service answers with."""
+    validation = [(400, _NOT_JSON), (422, _INVALID_REQUEST)]
+    return [*validation, *((kind.status, kind.name) for kind in (*_KINDS.values(), *_HTTP_KINDS.values()))]
 
 
 def item_problem(error: ServiceError) -> ItemProblem:
@@ -157,14 +167,14 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
         reason, position = problems[0]["ctx"]["error"], problems[0]["loc"][-1]
         return problem_response(
             400,
-            name="not-json",
+            name=_NOT_JSON,
             title="Not JSON",
             detail=f"The body is not JSON: {reason} at character {position}.",
             request_id=_request_id(request),
         )
     return problem_response(
         422,
-        name="invalid-request",
+        name=_INVALID_REQUEST,
         title="Invalid request",
         detail="The body does not have the form that this address expects.",
         request_id=_request_id(request),
@@ -186,8 +196,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _pointer(location: Sequence[str | int]) -> str:
-    """Return the place of a validation error as a JSON pointer; its first part is "body"."""
-    return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location[1:])
+    """Return the place of a validation error as a JSON pointer in a URI fragment (RFC 6901, section 6)."""
+    parts = [str(part).replace("~", "~0").replace("/", "~1") for part in location[1:]]
+    return "#" + "".join(f"/{quote(part, safe=_FRAGMENT)}" for part in parts)
 
 
 def _request_id(request: Request) -> str | None:

@@ -34,37 +34,40 @@ _BRACKETED = re.compile(r"\[([A-Za-z!-]{2,12})\]|《([^《》]{1,8})》")
 _REPEATED_EMOTICON = re.compile(rf"(\[[^\[\]\s]{{1,8}}\])\1{{{_LONGEST_RUN},}}")
 _REPEATED_CHARACTER = re.compile(rf"([^\d\s])\1{{{_LONGEST_RUN},}}")
 _BLANKS = re.compile(r"\s+")
-# Controls, format characters (zero-width, bidirectional marks, BOM), surrogates, private use and unassigned code
-# points, and variation selectors: invisible, or without meaning to a model.
+# Invisible, or without meaning to a model: controls, format characters (zero-width, bidirectional marks, BOM),
+# surrogates, private use and unassigned code points, and what else Unicode calls default-ignorable (fillers,
+# variation selectors).
 _DROPPED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
-_VARIATION_SELECTORS: Final = range(0xFE00, 0xFE10)
+_IGNORABLE: Final = frozenset(
+    {0x034F, 0x115F, 0x1160, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+)
 
 
 def clean(text: str) -> str:
     """Return `text` in the one spelling the model was trained on; it may be empty.
 
-    In order: compatibility forms folded (Unicode NFKC, UAX #15), HTML entities and tags resolved, links, e-mail
-    addresses and @mentions replaced by placeholders, emoticon codes brought to ``[name]``, invisible characters
-    dropped, runs of one character or emoticon cut to three (digits are left alone: 10000 is not 1000), blanks
+    In order: invisible characters dropped, links and e-mail addresses replaced by placeholders, compatibility forms
+    folded (Unicode NFKC, UAX #15), HTML entities and tags resolved, emoticon codes brought to ``[name]``, @mentions
+    replaced, runs of one character or emoticon cut to three (digits are left alone: 10000 is not 1000), blanks
     collapsed.
     """
-    text = _fold(text)
+    text = text.translate(_INVISIBLE)
+    # Before folding: a full-width comma ends a link, the plain one it becomes would not.
+    if "/" in text or "." in text:
+        text = _EMAIL.sub(EMAIL, _URL.sub(LINK, text))
+    text = unicodedata.normalize("NFKC", text)
     if "&" in text:
-        text = _fold(html.unescape(text))
+        text = unicodedata.normalize("NFKC", html.unescape(text).translate(_INVISIBLE))
     if "<" in text:
         text = _HTML_TAG.sub(" ", text)
-    if "@" in text:
-        text = _MENTION.sub(MENTION, _EMAIL.sub(EMAIL, text))
-    if "/" in text or "." in text:
-        text = _SLASH_CODE.sub(_name_slash_code, _URL.sub(LINK, text))
+    if "/:" in text:
+        text = _SLASH_CODE.sub(_name_slash_code, text)
     if "[" in text or "《" in text:
         text = _REPEATED_EMOTICON.sub(r"\1" * _LONGEST_RUN, _BRACKETED.sub(_name_emoticon, text))
+    if "@" in text:
+        text = _MENTION.sub(MENTION, text)
     text = _REPEATED_CHARACTER.sub(r"\1" * _LONGEST_RUN, text)
     return _BLANKS.sub(" ", text).strip()
-
-
-def _fold(text: str) -> str:
-    return unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
 
 
 def _name_slash_code(match: re.Match[str]) -> str:
@@ -83,7 +86,7 @@ class _Invisible(dict[int, int | None]):
 
     def __missing__(self, code_point: int) -> int | None:
         character = chr(code_point)
-        invisible = unicodedata.category(character) in _DROPPED_CATEGORIES or code_point in _VARIATION_SELECTORS
+        invisible = unicodedata.category(character) in _DROPPED_CATEGORIES or code_point in _IGNORABLE
         kept = None if invisible and not character.isspace() else code_point
         if code_point < 0x10000:
             self[code_point] = kept

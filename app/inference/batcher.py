@@ -6,9 +6,10 @@ of the items nearest to it in size, until padding would cost more than another b
 
 import asyncio
 from bisect import bisect_left, insort
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -35,8 +36,8 @@ class BatchPolicy:
 
     max_items: int
     max_tokens: int
-    max_waiting_items: int
-    max_waiting_tokens: int
+    max_waiting_items: int  # in each lane
+    max_waiting_tokens: int  # in each lane, unpadded
     workers: int = 1  # batches that run at the same time
     bulk_share: float = 0.25  # of the run time, while both lanes wait
     wait_s: float = 0.0  # how long a batch that is not full waits for company
@@ -92,36 +93,30 @@ class _Waiting(Generic[Item, Result]):
 class _Queue(Generic[Item, Result]):
     """The waiting items of one lane, findable by age and by size."""
 
-    by_age: deque[_Waiting[Item, Result]] = field(default_factory=deque)  # may hold items that left meanwhile
+    by_age: OrderedDict[int, _Waiting[Item, Result]] = field(default_factory=OrderedDict)
     by_size: list[_Waiting[Item, Result]] = field(default_factory=list)
     tokens: int = 0
     served_s: float = 0.0  # predicted run time given to this lane while the other waited too
 
     def add(self, waiting: _Waiting[Item, Result]) -> None:
-        self.by_age.append(waiting)
+        self.by_age[waiting.number] = waiting
         insort(self.by_size, waiting, key=_order)
         self.tokens += waiting.tokens
 
-    def index(self, waiting: _Waiting[Item, Result]) -> int | None:
-        at = bisect_left(self.by_size, waiting.order, key=_order)
-        return at if at < len(self.by_size) and self.by_size[at] is waiting else None
-
     def remove(self, waiting: _Waiting[Item, Result]) -> None:
-        at = self.index(waiting)
-        if at is not None:
-            del self.by_size[at]
+        if self.by_age.pop(waiting.number, None) is not None:
+            del self.by_size[bisect_left(self.by_size, waiting.order, key=_order)]
             self.tokens -= waiting.tokens
 
-    def oldest(self) -> int:
-        """Return the index in `by_size` of the item that waited longest; there must be one."""
-        while (at := self.index(self.by_age[0])) is None:
-            self.by_age.popleft()
-        return at
+    def oldest(self) -> _Waiting[Item, Result]:
+        return next(iter(self.by_age.values()))
 
     def take(self, first: int, last: int) -> list[_Waiting[Item, Result]]:
         taken = self.by_size[first:last]
         del self.by_size[first:last]
-        self.tokens -= sum(waiting.tokens for waiting in taken)
+        for waiting in taken:
+            del self.by_age[waiting.number]
+            self.tokens -= waiting.tokens
         return taken
 
 
@@ -181,6 +176,8 @@ class Batcher(Generic[Item, Result]):
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake: asyncio.Handle | None = None
+        # A batch belongs to no single caller: it must not run under the request id of the one whose arrival formed it.
+        self._context = copy_context()
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -188,6 +185,7 @@ class Batcher(Generic[Item, Result]):
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
+        self._start_batches()  # nothing waits for company any longer
         await self._idle.wait()
 
     @property
@@ -213,20 +211,22 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             ShuttingDown: the batcher is being closed.
-            Overloaded: too many items or tokens would wait.
+            Overloaded: too many items or tokens would wait in this lane.
         """
         if self._closing:
             raise ShuttingDown("the service is shutting down")
+        if not items:
+            return []
         sizes = [self._tokens(item) for item in items]
-        # An empty waiting room takes anything, or a request above its size could never be served.
-        if self.waiting_items and (
-            self.waiting_items + len(items) > self._policy.max_waiting_items
-            or self.waiting_tokens + sum(sizes) > self._policy.max_waiting_tokens
+        queue = self._queues[lane]
+        # An empty lane takes anything, or a request above its size could never be served.
+        if queue.by_size and (
+            len(queue.by_size) + len(items) > self._policy.max_waiting_items
+            or queue.tokens + sum(sizes) > self._policy.max_waiting_tokens
         ):
-            self._observe(Refused(lane, len(items)))
+            self._report(Refused(lane, len(items)))
             raise Overloaded(self.predicted_wait_s)
         loop = asyncio.get_running_loop()
-        queue = self._queues[lane]
         futures = []
         for item, size in zip(items, sizes, strict=True):
             waiting: _Waiting[Item, Result] = _Waiting(
@@ -252,23 +252,20 @@ class Batcher(Generic[Item, Result]):
         if self._wake is not None:
             self._wake.cancel()
         loop = asyncio.get_running_loop()
-        self._wake = (
-            loop.call_later(delay_s, self._start_batches) if delay_s > 0 else loop.call_soon(self._start_batches)
-        )
+        if delay_s > 0:
+            self._wake = loop.call_later(delay_s, self._start_batches, context=self._context)
+        else:
+            self._wake = loop.call_soon(self._start_batches, context=self._context)
 
     def _start_batches(self) -> None:
         self._wake = None
-        loop = asyncio.get_running_loop()
         while len(self._runs) < self._policy.workers and (lane := self._next_lane()) is not None:
-            queue = self._queues[lane]
-            seed = queue.oldest()
-            remaining_s = queue.by_size[seed].since + self._policy.wait_s - loop.time()
-            if remaining_s > 0 and queue.tokens < self._policy.max_tokens and not self._closing:
-                self._schedule(remaining_s)
-                return
-            task = loop.create_task(self._run_batch(lane, self._take(queue, seed)))
-            self._runs.add(task)
-            task.add_done_callback(self._finish)
+            # A caller that left in this very tick has not been forgotten yet.
+            batch = [waiting for waiting in self._take(lane) if not waiting.future.done()]
+            if batch:
+                task = asyncio.get_running_loop().create_task(self._run_batch(lane, batch))
+                self._runs.add(task)
+                task.add_done_callback(self._finish)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
@@ -276,15 +273,33 @@ class Batcher(Generic[Item, Result]):
         self._settle()
 
     def _next_lane(self) -> Lane | None:
-        """Return the lane to serve: while both wait, the one that is behind its share of the run time."""
-        interactive, bulk = self._queues[Lane.INTERACTIVE], self._queues[Lane.BULK]
-        if not (interactive.by_size and bulk.by_size):
-            interactive.served_s = bulk.served_s = 0.0
-            return Lane.INTERACTIVE if interactive.by_size else Lane.BULK if bulk.by_size else None
-        share = self._policy.bulk_share
-        return Lane.BULK if bulk.served_s * (1 - share) < interactive.served_s * share else Lane.INTERACTIVE
+        """Return the lane to serve, or None after arranging to look again when one is due.
 
-    def _take(self, queue: _Queue[Item, Result], seed: int) -> list[_Waiting[Item, Result]]:
+        While both lanes are due, the one that is behind its share of the run time is served.
+        """
+        due = {lane: self._due_in_s(queue) for lane, queue in self._queues.items() if queue.by_size}
+        if len(due) < len(self._queues):
+            for queue in self._queues.values():
+                queue.served_s = 0.0
+        ready = [lane for lane, delay_s in due.items() if delay_s <= 0]
+        if len(ready) == len(self._queues):
+            share = self._policy.bulk_share
+            interactive, bulk = self._queues[Lane.INTERACTIVE], self._queues[Lane.BULK]
+            return Lane.BULK if bulk.served_s * (1 - share) < interactive.served_s * share else Lane.INTERACTIVE
+        if not ready and due:
+            self._schedule(min(due.values()))
+        return ready[0] if ready else None
+
+    def _due_in_s(self, queue: _Queue[Item, Result]) -> float:
+        """Return how long the batch of a non-empty lane should still wait for company."""
+        policy = self._policy
+        if self._closing or len(queue.by_size) >= policy.max_items or queue.tokens >= policy.max_tokens:
+            return 0.0
+        return queue.oldest().since + policy.wait_s - asyncio.get_running_loop().time()
+
+    def _take(self, lane: Lane) -> list[_Waiting[Item, Result]]:
+        queue = self._queues[lane]
+        seed = bisect_left(queue.by_size, queue.oldest().order, key=_order)
         reach = self._policy.max_items
         start = max(0, seed - reach)
         first, last = choose_batch(
@@ -294,28 +309,30 @@ class Batcher(Generic[Item, Result]):
             max_tokens=self._policy.max_tokens,
             overhead_tokens=self._cost.overhead_tokens,
         )
-        return queue.take(start + first, start + last)
+        taken = queue.take(start + first, start + last)
+        queue.served_s += self._cost.predict_s(taken[-1].tokens * len(taken))
+        return taken
 
     async def _run_batch(self, lane: Lane, batch: list[_Waiting[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         padded = batch[-1].tokens * len(batch)
-        self._queues[lane].served_s += self._cost.predict_s(padded)
+        self._report(
+            BatchStarted(
+                lane=lane,
+                items=len(batch),
+                tokens=sum(waiting.tokens for waiting in batch),
+                padded_tokens=padded,
+                longest_wait_s=started - min(waiting.since for waiting in batch),
+            )
+        )
+        results: list[Result] = []
         failure = None
         try:
-            self._observe(
-                BatchStarted(
-                    lane=lane,
-                    items=len(batch),
-                    tokens=sum(waiting.tokens for waiting in batch),
-                    padded_tokens=padded,
-                    longest_wait_s=started - min(waiting.since for waiting in batch),
-                )
-            )
-            results = await self._run([waiting.item for waiting in batch])
+            results = list(await self._run([waiting.item for waiting in batch]))
             if len(results) != len(batch):
                 raise ModelFailure(f"{len(batch)} items in, {len(results)} results out")  # noqa: TRY301 (handled alike)
-        except Exception as error:  # noqa: BLE001 (whatever the model raises is its failure)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (whatever the model raises is its failure)
             failure = error if isinstance(error, ModelFailure) else ModelFailure(f"{type(error).__name__}: {error}")
         run_s = loop.time() - started
         for index, waiting in enumerate(batch):
@@ -327,4 +344,12 @@ class Batcher(Generic[Item, Result]):
                     waiting.future.set_exception(failure)
         if failure is None:
             self._cost.observe(padded, run_s)
-        self._observe(BatchFinished(lane, len(batch), padded, run_s, failure))
+        self._report(BatchFinished(lane, len(batch), padded, run_s, failure))
+
+    def _report(self, event: BatchEvent) -> None:
+        """Tell the observer; what it raises is for the loop's log and touches no caller."""
+        try:
+            self._observe(event)
+        except Exception as error:  # noqa: BLE001 (an observer may be anybody's)
+            context = {"message": f"observer failed on {event}", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)

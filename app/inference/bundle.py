@@ -4,12 +4,11 @@ Layout: ``bundle.json`` (this module's `Manifest`) beside the files it names, ea
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from app.domain.cleaning import CLEANING_VERSION
 from app.domain.errors import StartupError
@@ -48,12 +47,21 @@ class Manifest(_Record):
     provenance: dict[str, str]  # base model, licence, recipe, data
     tools: dict[str, str]  # versions of the libraries that made it
 
+    @model_validator(mode="after")
+    def _head_within_window(self) -> Self:
+        if not 0 < self.head_tokens < self.max_tokens:
+            raise ValueError(f"head_tokens must lie between 1 and {self.max_tokens - 1}")
+        return self
+
 
 class GoldenText(_Record):
     """A text and the answer that the exported model gave in full precision when the bundle was made."""
 
     text: str
     probabilities: dict[str, float]
+
+
+_GOLDEN_TEXTS: Final = TypeAdapter(Annotated[list[GoldenText], Field(min_length=1)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +94,8 @@ def open_bundle(directory: Path) -> Bundle:
     try:
         content = path.read_bytes()
         manifest = Manifest.model_validate_json(content)
-    except FileNotFoundError:
-        raise StartupError(f"{directory} is not a bundle: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise StartupError(f"{directory} is not a bundle: its {MANIFEST} cannot be read ({error.strerror})") from None
     except ValidationError as error:
         raise StartupError(f"{path} is not a valid bundle manifest: {error}") from None
     if manifest.cleaning_version != CLEANING_VERSION:
@@ -100,9 +108,11 @@ def open_bundle(directory: Path) -> Bundle:
     for name, record in manifest.files.items():
         _verify(directory / name, record)
     try:
-        golden = [GoldenText.model_validate(row) for row in json.loads((directory / GOLDEN).read_bytes())]
-    except (ValueError, TypeError) as error:
+        golden = _GOLDEN_TEXTS.validate_json((directory / GOLDEN).read_bytes())
+    except ValidationError as error:
         raise StartupError(f"{directory / GOLDEN} is not a list of golden texts: {error}") from None
+    if any(text.probabilities.keys() != set(manifest.labels) for text in golden):
+        raise StartupError(f"{directory / GOLDEN} does not record a probability for each label of {MANIFEST}")
     return Bundle(directory, manifest, hashlib.sha256(content).hexdigest(), tuple(golden))
 
 

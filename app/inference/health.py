@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from app.domain.cleaning import clean
-from app.domain.errors import ServiceError, StartupError
+from app.domain.errors import ModelFailure, StartupError, Unavailable
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished
 from app.inference.bundle import GoldenText
 from app.inference.engine import Engine, Probabilities
@@ -18,13 +18,13 @@ _PROBE_S = 2.0
 
 
 class ModelHealth:
-    """Watches the batches; after a failed one, a golden text decides."""
+    """Watches the batches; after a failed one, only a golden text rightly answered restores trust."""
 
     def __init__(self, golden: Sequence[GoldenText], tokenizer: Tokenizer, labels: Sequence[str]) -> None:
         self._golden = tuple(golden)
         self._tokens = [text.ids for text in tokenizer.encode([clean(row.text) for row in golden])]
         self._labels = tuple(labels)
-        self._failure: str | None = None
+        self._doubted = False
 
     async def prove(self, engine: Engine) -> None:
         """Check every golden text, one by one and all in one batch.
@@ -32,30 +32,37 @@ class ModelHealth:
         Raises:
             StartupError: an answer is not as recorded.
         """
-        together = await engine.run(self._tokens)
-        for index, tokens in enumerate(self._tokens):
-            (alone,) = await engine.run([tokens])
-            for answer in (alone, together[index]):
+        try:
+            together = await engine.run(self._tokens)
+            alone = [(await engine.run([tokens]))[0] for tokens in self._tokens]
+        except ModelFailure as error:
+            raise StartupError(f"the model fails on the golden texts: {error}") from error
+        for answers in (alone, together):
+            for index, answer in enumerate(answers):
                 if reason := self._difference(index, answer):
                     raise StartupError(f"the model does not answer as recorded: {reason}")
 
     def observe(self, event: BatchEvent) -> None:
         """Take note of how a batch ended."""
-        if isinstance(event, BatchFinished):
-            self._failure = str(event.error) if event.error else None
+        if isinstance(event, BatchFinished) and event.error is not None:
+            self._doubted = True
 
     async def reason_not_ready(self, batcher: Batcher[TokenIds, Probabilities]) -> str | None:
         """Return why the model cannot be trusted now, or None. Costs a run of the model only after a failure."""
-        if self._failure is None:
+        if not self._doubted:
             return None
         try:
             async with asyncio.timeout(_PROBE_S):
                 (future,) = batcher.enqueue(self._tokens[:1])
-                return self._difference(0, await future)
+                reason = self._difference(0, await future)
         except TimeoutError:
             return f"the model did not answer within {_PROBE_S:g} s"
-        except ServiceError as error:
+        except ModelFailure as error:
             return f"the model fails: {error}"
+        except Unavailable as error:
+            return str(error)
+        self._doubted = reason is not None
+        return reason
 
     def _difference(self, index: int, answer: Probabilities) -> str | None:
         expected = self._golden[index].probabilities

@@ -193,7 +193,11 @@ def _proven(session: onnxruntime.InferenceSession, placement: Placement) -> Onnx
             f"{placement.provider} was asked for, but ONNX Runtime runs the model on {', '.join(sorted(assigned))}: "
             "its libraries are missing or do not fit the driver"
         )
-    inputs = [node.name for node in session.get_inputs()]
-    if sorted(inputs) != ["attention_mask", "input_ids"] or [node.name for node in session.get_outputs()] != ["logits"]:
-        raise StartupError(f"the model's inputs are {', '.join(inputs)}; input_ids and attention_mask are expected")
+    ends = [sorted(node.name for node in nodes) for nodes in (session.get_inputs(), session.get_outputs())]
+    if ends != [["attention_mask", "input_ids"], ["logits"]]:
+        raise StartupError(
+            "the model takes {} and gives {}; it must take attention_mask and input_ids and give logits".format(
+                *(" and ".join(names) for names in ends)
+            )
+        )
     return OnnxModel(session, placement)

@@ -28,8 +28,9 @@ class SingleFlight(Generic[Key, Value]):
         """
         missing = [index for index, key in enumerate(keys) if key not in self._flights]
         if missing:
-            for index, future in zip(missing, start(missing), strict=True):
-                self._take_off(keys[index], future)
+            started = dict(zip((keys[index] for index in missing), start(missing), strict=True))
+            self._flights.update(started)
+            self._waiters.update(dict.fromkeys(started, 0))
         futures = [self._flights[key] for key in keys]
         for key in keys:
             self._waiters[key] += 1
@@ -40,10 +41,6 @@ class SingleFlight(Generic[Key, Value]):
             for key, future in zip(keys, futures, strict=True):
                 self._leave(key, future)
         return [self._outcome(future) for future in futures]
-
-    def _take_off(self, key: Key, future: asyncio.Future[Value]) -> None:
-        self._flights[key] = future
-        self._waiters[key] = 0
 
     def _leave(self, key: Key, future: asyncio.Future[Value]) -> None:
         # A key that has landed may be in flight anew, with waiters of its own.

@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeAlias
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
+from app.domain.errors import StartupError
+
 TokenIds: TypeAlias = tuple[int, ...]  # unpadded, special tokens included
 
 
@@ -27,7 +29,10 @@ class Tokenizer:
     def __init__(self, file: Path, *, max_tokens: int, head_tokens: int) -> None:
         if not 0 < head_tokens < max_tokens:
             raise ValueError(f"head_tokens must lie between 1 and {max_tokens - 1}, not {head_tokens}")
-        self._tokenizer = RustTokenizer.from_file(str(file))
+        try:
+            self._tokenizer = RustTokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more precise
+            raise StartupError(f"{file} is not a tokenizer: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._head = head_tokens

@@ -7,6 +7,10 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
+from app.inference.batcher import BatchEvent, BatchFinished
+
+_log = structlog.get_logger(__name__)
+
 # Tracebacks without the values of variables: those may hold what users wrote.
 _TRACEBACK: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 _SHARED: Final[list[Processor]] = [
@@ -44,6 +48,12 @@ def configure_logging(*, level: str, style: Literal["auto", "json", "console"], 
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     uvicorn = logging.getLogger("uvicorn.error")
     uvicorn.addFilter(_say_startup_error_once)
+
+
+def log_batch_failure(event: BatchEvent) -> None:
+    """Write why a batch failed; its callers are only told that it did."""
+    if isinstance(event, BatchFinished) and event.error is not None:
+        _log.error("batch failed", lane=event.lane.value, items=event.items, reason=str(event.error))
 
 
 def _to_json(event: EventDict, **_: object) -> str:

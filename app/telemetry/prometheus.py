@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -14,6 +14,7 @@ from app.inference.classifier import Classified
 
 # Geometric, from what a cache hit takes to the longest deadline.
 _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may invent others
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -21,6 +22,7 @@ class Metrics:
     """The metrics of one service, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series beside every counter, that no query of ours needs
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -77,13 +79,17 @@ class Metrics:
 
     def observe_request(self, method: str, route: str, status: int, duration_s: float) -> None:
         """Count an answered request; `route` is a template, never a raw path."""
-        self._requests.labels(method, route, str(status)).inc()
+        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
         self._latency.labels(route).observe(duration_s)
+
+    def observe_refusal(self, error: ServiceError, texts: int = 1) -> None:
+        """Count texts that one error left without an answer."""
+        self._texts.labels(type(error).__name__).inc(texts)
 
     def observe_outcome(self, outcome: Classified | ServiceError) -> None:
         """Count the answer to one text."""
         if isinstance(outcome, ServiceError):
-            self._texts.labels(type(outcome).__name__).inc()
+            self.observe_refusal(outcome)
             return
         self._texts.labels(outcome.sentiment.label).inc()
         self._cached.labels("hit" if outcome.cached else "miss").inc()

@@ -71,7 +71,7 @@ def read_examples(path: Path, source: Source) -> list[Example]:
     examples = []
     for number, row in _rows(path):
         raw = row.get(source.text)
-        label = source.label or row.get("label")
+        label = source.label or row.get("label") or None  # a CSV writes null as nothing
         if not isinstance(raw, str):
             raise BadRow(f"{path}, line {number}: no text in column {source.text!r}")
         if label is None:
@@ -86,15 +86,25 @@ def read_examples(path: Path, source: Source) -> list[Example]:
 
 def read_texts(path: Path) -> list[str]:
     """Return the cleaned texts of a JSON lines or CSV file, labelled or not."""
-    return [clean(str(row["text"])) for _, row in _rows(path)]
+    texts = []
+    for number, row in _rows(path):
+        if not isinstance(text := row.get("text"), str):
+            raise BadRow(f"{path}, line {number}: no text in column 'text'")
+        texts.append(clean(text))
+    return texts
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    with cast(TextIO, gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open()) as lines:
+    with cast(
+        TextIO, gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+    ) as lines:
         if path.name.removesuffix(".gz").endswith(".csv"):
             reader = csv.DictReader(lines)
-            for row in reader:
-                yield reader.line_num, row
+            try:
+                for row in reader:
+                    yield reader.line_num, row
+            except csv.Error as error:
+                raise BadRow(f"{path}, line {reader.line_num}: {error}") from None
             return
         for number, line in enumerate(lines, start=1):
             try:
@@ -119,8 +129,8 @@ class Report:
 def prepare(training: Iterable[Example], held_out: Iterable[Example]) -> tuple[list[Example], Report]:
     """Return `training` without repeated texts, texts with contradicting labels, and texts that `held_out` knows.
 
-    A text counts as known when its whole or, for texts of over 40 letters, its first or last 20 letters stand in a
-    held-out text: review corpora share reviews whose ends were edited.
+    A text counts as known when a held-out text has the same letters and digits or, where both have over 40, the same
+    first or the same last 20 of them: review corpora share reviews whose ends were edited.
     """
     known = {mark for example in held_out for mark in _fingerprints(example.text)}
     labels: dict[str, set[Label]] = {}

@@ -32,7 +32,8 @@ class Figures(BaseModel):
     # For files without neutral texts: neutral dropped, the other two compared.
     two_way_accuracy: float | None
     neutral_answers: float
-    truncated: float
+    truncated: int  # texts longer than the window
+    truncated_accuracy: float | None
     confusion: Annotated[list[list[int]], Field(description="Rows: true labels, columns: answers, in label order")]
 
 
@@ -83,9 +84,8 @@ def evaluate_bundle(
         examples = read_examples(file, source)
         texts = tokenizer.encode([example.text for example in examples])
         found = _run_sorted(engine, [text.ids for text in texts], source.name)
-        figures[source.name] = _figures(
-            examples, found, manifest.labels, truncated=float(np.mean([text.truncated for text in texts]))
-        )
+        truncated = np.array([text.truncated for text in texts])
+        figures[source.name] = _figures(examples, found, manifest.labels, truncated)
         ids += [text.ids for text in texts]
         answers.append(found)
     together = np.concatenate(answers)
@@ -112,14 +112,13 @@ def render(evaluation: Evaluation) -> str:
     lines = [
         f"{run}, window {evaluation.max_tokens} (head {evaluation.head_tokens})",
         "",
-        "| file | texts | accuracy | macro-F1 | two-way accuracy | answered neutral | truncated |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| file | texts | accuracy | macro-F1 | two-way accuracy | answered neutral | truncated | their accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in evaluation.files.items():
-        two_way = "–" if row.two_way_accuracy is None else f"{row.two_way_accuracy:.2%}"
         lines.append(
-            f"| {name} | {row.texts} | {row.accuracy:.2%} | {row.macro_f1:.3f} | {two_way} | "
-            f"{row.neutral_answers:.1%} | {row.truncated:.1%} |"
+            f"| {name} | {row.texts} | {row.accuracy:.2%} | {row.macro_f1:.3f} | {_share(row.two_way_accuracy)} | "
+            f"{row.neutral_answers:.1%} | {row.truncated} | {_share(row.truncated_accuracy)} |"
         )
     lines += [
         "",
@@ -127,6 +126,10 @@ def render(evaluation: Evaluation) -> str:
         f"The largest difference of a probability is {evaluation.alone_largest_difference:.4f}.",
     ]
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
 
 
 def _open_engine(bundle: Bundle, provider: str, precision: str) -> tuple[Engine, Placement]:
@@ -154,7 +157,7 @@ def _run_sorted(engine: Engine, ids: Sequence[TokenIds], title: str) -> NDArray[
 
 
 def _figures(
-    examples: Sequence[Example], answers: NDArray[np.float64], labels: Sequence[str], *, truncated: float
+    examples: Sequence[Example], answers: NDArray[np.float64], labels: Sequence[str], truncated: NDArray[np.bool_]
 ) -> Figures:
     expected = np.array([labels.index(example.label) for example in examples])
     given = answers.argmax(axis=1)
@@ -170,6 +173,9 @@ def _figures(
         macro_f1=round(float(f1_score(expected, given, average="macro", labels=np.unique(expected))), 5),
         two_way_accuracy=two_way,
         neutral_answers=round(float((given == neutral).mean()), 5),
-        truncated=round(truncated, 5),
+        truncated=int(truncated.sum()),
+        truncated_accuracy=(
+            round(float(accuracy_score(expected[truncated], given[truncated])), 5) if truncated.any() else None
+        ),
         confusion=confusion_matrix(expected, given, labels=range(len(labels))).tolist(),
     )

@@ -1,5 +1,6 @@
 """Fine-tune a Hugging Face BERT on clean examples with the Hugging Face trainer. Knows nothing of ONNX or serving."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def fine_tune(
             load_best_model_at_end=True,
             metric_for_best_model="macro_f1",
             logging_steps=50,
+            disable_tqdm=not sys.stderr.isatty(),
             report_to=[],
             dataloader_num_workers=0,
             dataloader_pin_memory=False,

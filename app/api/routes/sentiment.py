@@ -28,7 +28,7 @@ async def classify(body: SentimentRequest, services: ServicesDependency) -> Sent
     try:
         classified = await services.classifier.classify(body.text, timeout_s=services.timeout_s)
     except ServiceError as error:
-        services.metrics.observe_outcome(error)
+        services.metrics.observe_refusal(error)
         raise
     services.metrics.observe_outcome(classified)
     return SentimentResponse.by(_model(services), classified)
@@ -43,7 +43,7 @@ async def classify_batch(body: BatchRequest, services: ServicesDependency) -> Ba
     try:
         outcomes = await services.classifier.classify_many(body.texts, timeout_s=services.batch_timeout_s)
     except ServiceError as error:
-        services.metrics.observe_outcome(error)
+        services.metrics.observe_refusal(error, len(body.texts))
         raise
     for outcome in outcomes:
         services.metrics.observe_outcome(outcome)

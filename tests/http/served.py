@@ -1,0 +1,159 @@
+"""The application in this process: clients of it, and what each of its problems must look like."""
+
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import numpy as np
+from asgi_lifespan import LifespanManager
+from fastapi import FastAPI
+from numpy.typing import NDArray
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.cache.memory import MemoryCache
+from app.domain.intake import TextLimits
+from app.inference.batcher import Batcher, BatchPolicy
+from app.inference.bundle import open_bundle
+from app.inference.classifier import Classifier
+from app.inference.cost import CostModel
+from app.inference.engine import Engine, Probabilities
+from app.inference.session import Placement
+from app.inference.tokenizer import TokenIds, Tokenizer
+from app.main import create_app
+from app.services import Services
+from app.settings import Limits, Model, Server, Settings
+from app.telemetry.prometheus import Metrics
+from tests.tiny_bundle import TinyModel
+
+MAX_BODY_BYTES = 20_000
+MAX_CHARACTERS = 50
+MAX_BYTES = 120
+MAX_TEXTS = 8
+
+
+def small_settings(bundle: Path, *, timeout_s: float = 10, batch_timeout_s: float = 10) -> Settings:
+    """Return settings with limits that a test can reach."""
+    return Settings(
+        server=Server(max_body_bytes=MAX_BODY_BYTES),
+        limits=Limits(
+            max_characters=MAX_CHARACTERS,
+            max_bytes=MAX_BYTES,
+            max_texts=MAX_TEXTS,
+            timeout_s=timeout_s,
+            batch_timeout_s=batch_timeout_s,
+        ),
+        model=Model(path=bundle, provider="cpu", threads=1),
+    )
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Start `app` and yield a client of it."""
+    async with LifespanManager(app, startup_timeout=60) as manager, _client(manager.app) as client:
+        yield client
+
+
+def _client(app: ASGIApp) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+
+
+class GatedModel(TinyModel):
+    """The tiny model behind a gate: it answers when the gate is open."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        self.entered.set()
+        if not self.gate.wait(timeout=60):
+            raise TimeoutError("nobody opened the gate")
+        return super().run(input_ids, attention_mask)
+
+
+@asynccontextmanager
+async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolicy) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the application with `model` in the place of the one in the bundle at `directory`."""
+    bundle = open_bundle(directory)
+    manifest = bundle.manifest
+    tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
+    metrics = Metrics()
+    async with (
+        Engine(model, pad_id=manifest.pad_id, labels=3) as engine,
+        Batcher[TokenIds, Probabilities](
+            engine.run, policy, tokens=len, cost=CostModel(), observe=metrics.observe_batch
+        ) as batcher,
+    ):
+        metrics.watch(waiting_items=lambda: batcher.waiting_items, waiting_tokens=lambda: batcher.waiting_tokens)
+
+        async def ready() -> None:
+            return None
+
+        services = Services(
+            classifier=Classifier(
+                tokenizer=tokenizer,
+                batcher=batcher,
+                cache=MemoryCache(max_bytes=0, ttl_s=1),
+                labels=manifest.labels,
+                limits=TextLimits(MAX_CHARACTERS, MAX_BYTES),
+                fingerprint=bundle.fingerprint,
+            ),
+            metrics=metrics,
+            manifest=manifest,
+            placement=Placement("cpu", "fp32", 1),
+            reason_not_ready=ready,
+            max_texts=MAX_TEXTS,
+            timeout_s=60,
+            batch_timeout_s=60,
+        )
+        app = create_app(small_settings(directory))
+
+        async def app_with_services(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "state": {"services": services}}, receive, send)
+
+        try:
+            async with _client(app_with_services) as client:
+                yield client
+        finally:
+            model.gate.set()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return when `condition` has become true."""
+    with anyio.fail_after(30):
+        while not await condition():  # noqa: ASYNC110 (asks over HTTP, where there are no events)
+            await anyio.sleep(0.005)
+
+
+def assert_problem(response: httpx.Response, status: int, name: str) -> dict[str, Any]:
+    """Check that `response` is the problem `name` (RFC 9457) with all that the service promises, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem.keys() - {"errors"} == {"type", "title", "status", "detail", "request_id"}
+    assert problem["type"] == f"urn:sentiment:problem:{name}"
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["request_id"] == response.headers["X-Request-ID"]
+    for error in problem.get("errors", ()):
+        assert error.keys() == {"pointer", "detail"}
+        assert error["pointer"].startswith("#")
+    return problem
+
+
+def pointers(problem: dict[str, Any]) -> list[str]:
+    """Return where a problem says that the body is wrong."""
+    return [error["pointer"] for error in problem["errors"]]
+
+
+def json_lines(output: str) -> list[dict[str, Any]]:
+    """Return the log lines in `output`; every line must be a JSON object."""
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert all(isinstance(line, dict) for line in lines)
+    return lines

@@ -1,0 +1,171 @@
+import re
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from app.inference.batcher import BatchPolicy
+from tests.http.served import MAX_TEXTS, GatedModel, client_of_model, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
+    """Return every sample of the service's own metrics by name and labels."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    samples = (line.rsplit(" ", 1) for line in lines if line.startswith("sentiment_"))
+    return {name: float(value) for name, value in samples}
+
+
+async def test_the_process_says_that_it_is_alive(client: httpx.AsyncClient) -> None:
+    response = await client.get("/health/live")
+    assert (response.status_code, response.json()) == (200, {"status": "alive"})
+
+
+async def test_readiness_says_what_would_answer(client: httpx.AsyncClient) -> None:
+    response = await client.get("/health/ready")
+    assert response.status_code == 200
+    assert response.json() == {
+        "status": "ready",
+        "reason": None,
+        "model": {"name": "tiny", "version": "0.0.1"},
+        "provider": "cpu",
+        "precision": "fp32",
+        "threads": 1,
+    }
+
+
+async def test_a_model_that_recovers_is_ready_again(fresh_client: httpx.AsyncClient) -> None:
+    assert (await fresh_client.post("/v1/sentiment", json={"text": "毒"})).status_code == 500
+    assert (await fresh_client.get("/health/ready")).status_code == 200
+
+
+async def test_requests_are_counted_by_method_route_and_status(fresh_client: httpx.AsyncClient) -> None:
+    for text in ("好", "好", "", "差"):
+        await fresh_client.post("/v1/sentiment", json={"text": text})
+    await fresh_client.post("/v1/sentiment/batch", json={"texts": ["好", "吗", ""]})
+    await fresh_client.get("/v1/sentiment")
+    await fresh_client.get("/health/live")
+    counts = await _metrics(fresh_client)
+    assert {name: value for name, value in counts.items() if name.startswith("sentiment_http_requests_total")} == {
+        'sentiment_http_requests_total{method="POST",route="/v1/sentiment",status="200"}': 3,
+        'sentiment_http_requests_total{method="POST",route="/v1/sentiment",status="422"}': 1,
+        'sentiment_http_requests_total{method="POST",route="/v1/sentiment/batch",status="200"}': 1,
+        'sentiment_http_requests_total{method="GET",route="/v1/sentiment",status="405"}': 1,
+        'sentiment_http_requests_total{method="GET",route="/health/live",status="200"}': 1,
+    }
+    assert counts['sentiment_http_request_duration_seconds_count{route="/v1/sentiment"}'] == 5
+
+
+async def test_texts_are_counted_by_outcome(fresh_client: httpx.AsyncClient) -> None:
+    await fresh_client.post("/v1/sentiment", json={"text": "好喜"})
+    await fresh_client.post("/v1/sentiment/batch", json={"texts": ["好喜", "差烂", "", 5, "好喜爱棒快" * 4]})
+    counts = await _metrics(fresh_client)
+    assert {name: value for name, value in counts.items() if name.startswith("sentiment_texts_total")} == {
+        'sentiment_texts_total{outcome="positive"}': 3,
+        'sentiment_texts_total{outcome="negative"}': 1,
+        'sentiment_texts_total{outcome="EmptyText"}': 1,
+        'sentiment_texts_total{outcome="InvalidText"}': 1,
+    }
+    assert counts['sentiment_cache_lookups_total{result="hit"}'] == 1
+    assert counts['sentiment_cache_lookups_total{result="miss"}'] == 3
+    assert counts["sentiment_truncated_texts_total"] == 1
+
+
+async def test_a_failed_batch_is_counted(fresh_client: httpx.AsyncClient) -> None:
+    assert (await fresh_client.post("/v1/sentiment", json={"text": "毒"})).status_code == 500
+    counts = await _metrics(fresh_client)
+    assert counts["sentiment_batch_failures_total"] == 1
+    assert counts['sentiment_texts_total{outcome="ModelFailure"}'] == 1
+
+
+async def test_a_batch_turned_away_counts_each_of_its_texts(tiny_bundle: Path) -> None:
+    model = GatedModel()
+    policy = BatchPolicy(max_items=1, max_tokens=64, max_waiting_items=1, max_waiting_tokens=500)
+    async with client_of_model(model, tiny_bundle, policy) as client, anyio.create_task_group() as tasks:
+
+        async def two_wait() -> bool:
+            return (await _metrics(client))["sentiment_waiting_texts"] == 2
+
+        tasks.start_soon(lambda: client.post("/v1/sentiment/batch", json={"texts": ["好", "差", "吗"]}))
+        await until(two_wait)
+        assert (await client.post("/v1/sentiment/batch", json={"texts": ["棒", "烂"]})).status_code == 503
+        counts = await _metrics(client)
+        model.gate.set()
+    assert counts['sentiment_refused_texts_total{lane="bulk"}'] == 2
+    assert counts['sentiment_texts_total{outcome="Overloaded"}'] == 2
+
+
+async def test_what_clients_make_up_creates_no_series(fresh_client: httpx.AsyncClient) -> None:
+    async def odd_requests(mark: str) -> None:
+        await fresh_client.get(f"/{mark}")
+        await fresh_client.get(f"/v1/sentiment/{mark}")
+        await fresh_client.post(f"/v1/sentiment?{mark}", json={"text": mark})
+        await fresh_client.post("/v1/sentiment", json={mark: mark}, headers={"X-Request-ID": mark, "User-Agent": mark})
+
+    await _metrics(fresh_client)
+    await odd_requests("first")
+    before = (await _metrics(fresh_client)).keys()
+    for mark in ("second", "third"):
+        await odd_requests(mark)
+    assert (await _metrics(fresh_client)).keys() == before
+
+
+async def test_an_invented_method_creates_no_series(fresh_client: httpx.AsyncClient) -> None:
+    for method in ("BREW", "WHEN", "PROPFIND"):
+        assert (await fresh_client.request(method, "/v1/sentiment")).status_code == 405
+    names = (await _metrics(fresh_client)).keys()
+    assert len([name for name in names if 'status="405"' in name]) == 1
+
+
+async def test_metrics_are_in_the_format_that_was_asked_for(client: httpx.AsyncClient) -> None:
+    plain = await client.get("/metrics")
+    assert plain.headers["Content-Type"].startswith("text/plain")
+    openmetrics = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert openmetrics.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert openmetrics.text.endswith("# EOF\n")
+
+
+async def test_metrics_name_the_model(client: httpx.AsyncClient) -> None:
+    (info,) = [name for name in await _metrics(client) if name.startswith("sentiment_model_info")]
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
+    assert labels == {"name": "tiny", "version": "0.0.1", "provider": "cpu", "precision": "fp32", "threads": "1"}
+
+
+async def test_the_api_description_has_chinese_examples(client: httpx.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    (single,) = schemas["SentimentRequest"]["examples"]
+    (batch,) = schemas["BatchRequest"]["examples"]
+    assert all(re.search(r"[\u4e00-\u9fff]", text) for text in (single["text"], *batch["texts"]))
+    assert len(batch["texts"]) <= MAX_TEXTS
+    assert (await client.post("/v1/sentiment", json=single)).status_code == 200
+    results = (await client.post("/v1/sentiment/batch", json=batch)).json()["results"]
+    assert not any("error" in result for result in results)
+
+
+@pytest.mark.parametrize("path", ["/v1/sentiment", "/v1/sentiment/batch"])
+async def test_the_api_description_has_every_problem(client: httpx.AsyncClient, path: str) -> None:
+    document = (await client.get("/openapi.json")).json()
+    responses = document["paths"][path]["post"]["responses"]
+    assert responses.keys() == {"200", "400", "413", "415", "422", "500", "503", "504"}
+    for status in responses.keys() - {"200"}:
+        (media_type,) = responses[status]["content"]
+        assert media_type == "application/problem+json"
+        assert responses[status]["content"][media_type]["schema"] == {"$ref": "#/components/schemas/Problem"}
+    problem = document["components"]["schemas"]["Problem"]
+    assert {"type", "title", "status", "detail", "errors", "request_id"} == problem["properties"].keys()
+
+
+async def test_every_reference_in_the_api_description_leads_somewhere(client: httpx.AsyncClient) -> None:
+    response = await client.get("/openapi.json")
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', response.text))
+    assert names <= response.json()["components"]["schemas"].keys()
+    assert "InvalidPart" in names
+
+
+async def test_the_api_description_can_be_read_in_a_browser(client: httpx.AsyncClient) -> None:
+    response = await client.get("/docs")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert "/openapi.json" in response.text

@@ -1,0 +1,75 @@
+import time
+
+import pytest
+
+from app.cache.memory import ENTRY_BYTES, MemoryCache
+from app.domain.sentiment import Sentiment
+
+pytestmark = pytest.mark.anyio
+
+GOOD = Sentiment({"negative": 0.1, "positive": 0.9}, truncated=False)
+BAD = Sentiment({"negative": 0.8, "positive": 0.2}, truncated=True)
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def room_for(entries: int, *, ttl_s: float = 3_600) -> MemoryCache:
+    return MemoryCache(max_bytes=entries * ENTRY_BYTES, ttl_s=ttl_s)
+
+
+async def test_what_was_put_is_found_and_nothing_else() -> None:
+    cache = room_for(9)
+    await cache.put_many({b"good": GOOD, b"bad": BAD})
+    assert await cache.get_many([b"bad", b"none", b"good"]) == {b"good": GOOD, b"bad": BAD}
+
+
+async def test_the_latest_answer_counts() -> None:
+    cache = room_for(9)
+    await cache.put_many({b"key": GOOD})
+    await cache.put_many({b"key": BAD})
+    assert await cache.get_many([b"key"]) == {b"key": BAD}
+
+
+async def test_answers_are_forgotten_after_their_time() -> None:
+    short, long = room_for(9, ttl_s=0.01), room_for(9)
+    for cache in (short, long):
+        await cache.put_many({b"key": GOOD})
+    time.sleep(0.02)  # noqa: ASYNC251 (the cache's clock is the machine's)
+    assert await short.get_many([b"key"]) == {}
+    assert await long.get_many([b"key"]) == {b"key": GOOD}
+
+
+async def test_reading_an_answer_does_not_prolong_it() -> None:
+    cache = room_for(9, ttl_s=0.03)
+    await cache.put_many({b"key": GOOD})
+    until = time.monotonic() + 0.04
+    while time.monotonic() < until:
+        await cache.get_many([b"key"])
+        time.sleep(0.01)  # noqa: ASYNC251 (the cache's clock is the machine's)
+    assert await cache.get_many([b"key"]) == {}
+
+
+async def test_a_full_cache_forgets_what_was_used_least_recently() -> None:
+    cache = room_for(2)
+    await cache.put_many({b"old": GOOD, b"new": GOOD})
+    await cache.get_many([b"old"])
+    await cache.put_many({b"newest": BAD})
+    assert len(cache) == 2
+    assert set(await cache.get_many([b"old", b"new", b"newest"])) == {b"old", b"newest"}
+
+
+async def test_more_answers_than_there_is_room_for_do_no_harm() -> None:
+    cache = room_for(3)
+    await cache.put_many({bytes([number]): GOOD for number in range(100)})
+    assert len(cache) == 3
+
+
+@pytest.mark.parametrize("max_bytes", [0, ENTRY_BYTES - 1])
+async def test_a_cache_without_room_remembers_nothing(max_bytes: int) -> None:
+    cache = MemoryCache(max_bytes=max_bytes, ttl_s=3_600)
+    await cache.put_many({b"key": GOOD})
+    assert await cache.get_many([b"key"]) == {}
+    assert len(cache) == 0

@@ -1,0 +1,70 @@
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from app.domain.errors import StartupError
+from app.inference.bundle import MODEL
+from app.inference.processor import has_bf16
+from app.inference.session import Placement, open_model
+from tests.tiny_bundle import tiny_onnx
+
+_HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+_HAS_OPENVINO = find_spec("onnxruntime_ep_openvino") is not None
+
+
+def test_the_cpu_provider_runs_everywhere(tiny_bundle: Path) -> None:
+    model = open_model(tiny_bundle / MODEL, provider="cpu", threads=1)
+    assert model.placement == Placement("cpu", "fp32", 1)
+    assert model.run(np.array([[0, 4, 2]]), np.array([[1, 1, 1]])).shape == (1, 3)
+
+
+def test_auto_takes_the_best_provider_installed(tiny_bundle: Path) -> None:
+    placement = open_model(tiny_bundle / MODEL, threads=1).placement
+    if not _HAS_CUDA:  # where it is built in, the machine may still lack the card
+        assert placement.provider == ("openvino" if _HAS_OPENVINO else "cpu")
+    assert placement.precision == ("bf16" if placement.provider == "openvino" and has_bf16() else "fp32")
+
+
+def test_a_provider_that_is_not_installed_names_the_extra_to_install(tiny_bundle: Path) -> None:
+    # No environment has both: each comes with the extra that excludes the other's.
+    if _HAS_CUDA:
+        with pytest.raises(StartupError, match=r"install the extra \[cpu\]"):
+            open_model(tiny_bundle / MODEL, provider="openvino", threads=1)
+    else:
+        with pytest.raises(StartupError, match=r"install the extra \[gpu\] instead of \[cpu\]"):
+            open_model(tiny_bundle / MODEL, provider="cuda", threads=1)
+
+
+def test_bf16_is_refused_on_the_cpu_provider(tiny_bundle: Path) -> None:
+    with pytest.raises(StartupError, match="CPU provider has fp32 only"):
+        open_model(tiny_bundle / MODEL, provider="cpu", precision="bf16", threads=1)
+
+
+@pytest.mark.parametrize("provider", ["auto", "cpu"])
+@pytest.mark.parametrize("content", [b"", b"no model", tiny_onnx()[:-100]], ids=["empty", "text", "cut off"])
+def test_a_file_that_is_no_model_stops_the_start(tmp_path: Path, content: bytes, provider: str) -> None:
+    file = tmp_path / MODEL
+    file.write_bytes(content)
+    with pytest.raises(StartupError, match=r"model\.onnx does not load"):
+        open_model(file, provider=provider, threads=1)  # type: ignore[arg-type]  # a parameter is a plain string
+
+
+@pytest.mark.parametrize("provider", ["auto", "cpu"])
+def test_a_model_with_other_inputs_stops_the_start(tmp_path: Path, provider: str) -> None:
+    file = tmp_path / MODEL
+    file.write_bytes(tiny_onnx(ids="token_ids"))
+    with pytest.raises(StartupError, match="takes attention_mask and token_ids and gives logits"):
+        open_model(file, provider=provider, threads=1)  # type: ignore[arg-type]  # a parameter is a plain string
+
+
+def test_both_wheels_at_once_are_refused(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wheel in ("onnxruntime", "onnxruntime-gpu"):
+        record = tmp_path / f"{wheel.replace('-', '_')}-1.0.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {wheel}\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(StartupError, match="pip uninstall onnxruntime onnxruntime-gpu"):
+        open_model(tiny_bundle / MODEL, provider="cpu", threads=1)
