@@ -1,16 +1,17 @@
 # Each verb makes the virtual environment it needs with pip, and makes it anew when pyproject.toml changes.
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# Only from the command line: an environment may have a HOST of its own. Without them the settings decide.
+HOST =
+PORT =
 
 RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
-BUNDLE ?= models/e5-zh-sentiment/1.0.0
+TESTS ?= $(wildcard $(DATA)/*.test.jsonl $(DATA)/*.test.jsonl.gz)
 
 .PHONY: run test test-fast lint train bench clean
 
 run: .venv/serve/ready
-	.venv/serve/bin/python -m app serve --host $(HOST) --port $(PORT)
+	.venv/serve/bin/python -m app serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 test: .venv/dev/ready
 	.venv/dev/bin/pytest
@@ -24,12 +25,12 @@ lint: .venv/dev/ready
 	.venv/dev/bin/mypy
 	.venv/dev/bin/lint-imports
 
-# DATA names the directory with the files of the recipe.
+# DATA names the directory with the files of the recipe, TESTS the files to evaluate on.
 train: .venv/dev/ready
 	@test -n "$(DATA)" || { echo "say where the data is: make train DATA=directory" >&2; exit 2; }
 	.venv/dev/bin/python -m app train $(RECIPE) --data $(DATA) --output $(RUN)
-	.venv/dev/bin/python -m app export $(RECIPE) $(RUN)
-	.venv/dev/bin/python -m app evaluate $(BUNDLE) $(DATA)/*.test.jsonl.gz --output $(BUNDLE)/evaluation.json
+	bundle=$$(.venv/dev/bin/python -m app export $(RECIPE) $(RUN)) && \
+	.venv/dev/bin/python -m app evaluate $$bundle $(TESTS) --output $$bundle/evaluation.json
 
 bench: .venv/fast/ready
 	.venv/fast/bin/python -m loadtest.bench

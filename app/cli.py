@@ -7,11 +7,11 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from app.domain.errors import StartupError
+from app.domain.errors import CannotProceed
 
 cli = typer.Typer(
     help="Real-time Chinese sentiment: make a model, serve it, score files with it.",
@@ -24,11 +24,15 @@ _Data = Annotated[Path, typer.Option(help="Directory with the data files that th
 
 
 def main() -> None:
-    """Run the command line; what stops a start is one line on standard error and exit status 1."""
+    """Run the command line; what keeps a command from its work is one line on standard error and exit status 1."""
     try:
         cli()
-    except StartupError as error:
+    except CannotProceed as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = "cpu] or [gpu" if error.name == "onnxruntime" else "train"
+        print(f"error: {error.name} is not installed: it is part of the extra [{extra}]", file=sys.stderr)
         sys.exit(1)
 
 
@@ -42,7 +46,9 @@ def _log_to_stderr(level: str = "info") -> None:
 @cli.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on, over SENTIMENT_SERVER__HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on, over SENTIMENT_SERVER__PORT.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, over SENTIMENT_SERVER__PORT.", min=0, max=65535)
+    ] = None,
 ) -> None:
     """Serve the REST API until SIGTERM or SIGINT; then answer what was accepted and exit with 0."""
     import uvicorn
@@ -58,7 +64,7 @@ def serve(
             create_app(settings),
             host=host or settings.server.host,
             port=settings.server.port if port is None else port,
-            loop="uvloop",
+            loop="auto",  # uvloop where it exists
             http="httptools",
             lifespan="on",
             log_config=None,
@@ -134,8 +140,8 @@ def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)],
     files: Annotated[list[Path], typer.Argument(help="Labelled texts: JSON lines or CSV.", exists=True)],
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
-    provider: Annotated[str, typer.Option(help="auto, cuda, openvino or cpu.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    provider: Annotated[Literal["auto", "cuda", "openvino", "cpu"], typer.Option(help="Execution provider.")] = "auto",
+    precision: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic.")] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Try another window than the bundle's.")] = None,
     head_tokens: Annotated[int | None, typer.Option(help="Try another split of the window.")] = None,
 ) -> None:

@@ -1,5 +1,6 @@
 """The application: ``uvicorn --factory app.main:create_app``, or ``python -m app serve``."""
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from app.api.routes import operations, sentiment
 from app.domain.errors import StartupError
 from app.services import Services
 from app.settings import Settings, load_settings
+from app.telemetry.logging import configure_logging
 from app.wiring import open_services
 
 _log = structlog.get_logger(__name__)
@@ -27,10 +29,14 @@ class _State(TypedDict):
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application; its lifespan opens the services.
 
+    Without `settings`, as a server's factory calls it, it reads the environment and sets up logging.
+
     Raises:
         StartupError: `settings` is None and the environment does not make valid settings.
     """
-    settings = settings or load_settings()
+    if settings is None:
+        settings = load_settings()
+        configure_logging(level=settings.log.level, style=settings.log.format, stream=sys.stdout)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[_State]:
@@ -47,6 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("chinese-sentiment"),
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # an unknown address is an unknown address
     )
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
     app.add_middleware(RequestContext, log_requests=settings.log.requests)

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from app.api.problems import item_problem
 from app.api.schemas import ItemError, SentimentAnswer
-from app.domain.errors import ServiceError, StartupError
+from app.domain.errors import CannotProceed, ServiceError
 from app.settings import Settings
 from app.wiring import open_services
 
@@ -22,17 +22,17 @@ async def score_file(file: Path, output: Path, settings: Settings) -> None:
     """Write one JSON line to `output` for each text of `file`, in order: the answer, or the error.
 
     Raises:
-        StartupError: the file is not UTF-8 or lacks a text, or the services cannot start.
+        CannotProceed: the file is not UTF-8 or lacks a text, or the services cannot start.
     """
     try:
         texts = list(_read(file))
     except UnicodeDecodeError:
-        raise StartupError(f"{file} is not in UTF-8; convert it, for instance with iconv -f GB18030 -t UTF-8") from None
+        raise CannotProceed(f"{file} is not in UTF-8; convert it, as with iconv -f GB18030 -t UTF-8") from None
     windows = [texts[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW)]
     async with open_services(settings) as services:
         with output.open("w", encoding="utf-8") as lines:
             for window in track(windows, description=file.name, console=Console(stderr=True)):
-                for outcome in await services.classifier.classify_many(window, timeout_s=services.batch_timeout_s):
+                for outcome in await services.classifier.classify_many(window, timeout_s=None):
                     answer = (
                         ItemError(error=item_problem(outcome))
                         if isinstance(outcome, ServiceError)
@@ -46,12 +46,14 @@ def _read(file: Path) -> Iterator[object]:
         if file.suffix.lower() == ".csv":
             reader = csv.DictReader(lines)
             if "text" not in (reader.fieldnames or ()):
-                raise StartupError(f"{file} has no column 'text'")
-            for row in reader:
-                yield row["text"]
+                raise CannotProceed(f"{file} has no column 'text'")
+            try:
+                yield from (row["text"] for row in reader)
+            except csv.Error as error:
+                raise CannotProceed(f"{file}, line {reader.line_num}: {error}") from None
             return
         for number, line in enumerate(lines, start=1):
             try:
                 yield json.loads(line)["text"]
             except (ValueError, KeyError, TypeError):
-                raise StartupError(f"{file}, line {number}: not a JSON object with 'text'") from None
+                raise CannotProceed(f"{file}, line {number}: not a JSON object with 'text'") from None

@@ -3,9 +3,9 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.errors import StartupError
@@ -28,12 +28,12 @@ class Server(_Group):
     """Address to listen on; 0.0.0.0 serves other machines, too."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
-    max_body_bytes: Positive = 8 * 1024 * 1024
+    max_body_bytes: Positive = 4 * 1024 * 1024
     """A longer request body is refused with 413 before it is read whole."""
     keep_alive_s: Positive = 75
     """An idle connection is closed after this time; keep it above the load balancer's."""
-    shutdown_timeout_s: Positive = 30
-    """How long a stopping server goes on answering what it accepted."""
+    shutdown_timeout_s: Positive = 35
+    """How long a stopping server goes on answering what it accepted; no shorter than the timeouts of requests."""
 
 
 class Limits(_Group):
@@ -47,7 +47,7 @@ class Limits(_Group):
     """The most texts in one request to the batch endpoint."""
     timeout_s: Seconds = 10
     """A single text not answered within this time gets 504."""
-    batch_timeout_s: Seconds = 120
+    batch_timeout_s: Seconds = 30
     """The same for a request to the batch endpoint."""
 
 
@@ -118,6 +118,15 @@ class Settings(BaseSettings):
     cache: Cache = Cache()
     log: Log = Log()
 
+    @model_validator(mode="after")
+    def _accepted_requests_outlive_the_stop(self) -> Self:
+        if self.server.shutdown_timeout_s < max(self.limits.timeout_s, self.limits.batch_timeout_s):
+            raise ValueError(
+                "SENTIMENT_SERVER__SHUTDOWN_TIMEOUT_S must be no shorter than SENTIMENT_LIMITS__TIMEOUT_S and "
+                "SENTIMENT_LIMITS__BATCH_TIMEOUT_S, or a stop would cut off what was accepted"
+            )
+        return self
+
 
 def describe_settings() -> dict[str, tuple[str, str]]:
     """Return the default and the sentence of every environment variable, in order."""
@@ -151,7 +160,9 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         lines = [
-            f"{PREFIX}{DELIMITER.join(str(part) for part in problem['loc'])}".upper() + f": {problem['msg']}"
+            f"{PREFIX}{DELIMITER.join(map(str, problem['loc']))}".upper() + f": {problem['msg']}"
+            if problem["loc"]
+            else problem["msg"]
             for problem in error.errors()
         ]
         raise StartupError("\n".join(lines)) from None

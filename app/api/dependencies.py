@@ -1,10 +1,16 @@
-"""What routes ask for: the running services, and a JSON body."""
+"""What routes ask for: the running services, a JSON body, and a client that is still there."""
 
-from typing import Annotated, cast
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Final, TypeVar, cast
 
 from fastapi import Depends, Header, HTTPException, Request
 
 from app.services import Services
+
+_CLIENT_CLOSED_REQUEST: Final = 499  # nginx's number; HTTP has none
+
+_Answer = TypeVar("_Answer")
 
 
 def get_services(request: Request) -> Services:
@@ -19,6 +25,29 @@ def require_json(content_type: Annotated[str | None, Header(include_in_schema=Fa
         media_type.startswith("application/") and media_type.endswith("+json")
     ):
         raise HTTPException(415)
+
+
+async def while_connected(request: Request, work: Coroutine[None, None, _Answer]) -> _Answer:
+    """Return what `work` returns; cancel it when the client leaves, so that nobody's answer costs nobody's time.
+
+    Raises:
+        HTTPException: 499, which no one reads, for the log and the metrics.
+    """
+    task = asyncio.ensure_future(work)
+    departure = asyncio.ensure_future(_departure(request))
+    try:
+        await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise HTTPException(_CLIENT_CLOSED_REQUEST)
+    finally:
+        departure.cancel()
+        task.cancel()
+
+
+async def _departure(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 ServicesDependency = Annotated[Services, Depends(get_services)]

@@ -81,11 +81,12 @@ _KINDS: Final[dict[type[ServiceError], _Kind]] = {
 _HTTP_KINDS: Final[dict[int, _Kind]] = {
     kind.status: kind
     for kind in (
-        _Kind(400, _NOT_JSON, "Not JSON", "The body is not JSON in UTF-8."),
+        _Kind(400, _NOT_JSON, "Not JSON", "The body is not JSON."),
         _Kind(404, "not-found", "Not found", "Nothing is served at this address; /docs lists what is."),
         _Kind(405, "method-not-allowed", "Method not allowed"),
         _Kind(413, "body-too-large", "Body too large"),
         _Kind(415, "not-json-type", "Unsupported media type", "Send the body as Content-Type: application/json."),
+        _Kind(499, "client-closed-request", "Client closed request", "The client left before it was answered."),
     )
 }
 

@@ -1,14 +1,27 @@
 """The JSON of requests and answers."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from app.api.problems import ItemProblem
 from app.inference.classifier import Classified
 
+_MOST_FIELDS: Final = 8  # far above what a request has; each unknown one is reported
 
-class SentimentRequest(BaseModel):
+
+class _Request(BaseModel):
+    """A body with known fields only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, body: object) -> object:
+        if isinstance(body, dict) and len(body) > _MOST_FIELDS:
+            raise ValueError(f"{len(body)} fields were sent")
+        return body
+
+
+class SentimentRequest(_Request):
     """One text."""
 
     model_config = ConfigDict(
@@ -23,7 +36,7 @@ class SentimentRequest(BaseModel):
 _AnyText = Annotated[Any, WithJsonSchema({"type": "string"})]
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(_Request):
     """Many texts."""
 
     model_config = ConfigDict(
@@ -49,7 +62,7 @@ class SentimentAnswer(BaseModel):
     label: str = Field(description="The most probable label", examples=["positive"])
     confidence: float = Field(description="The probability of the label", examples=[0.9812])
     probabilities: dict[str, float] = Field(
-        description="Of every label; they sum to 1",
+        description="Of every label; but for rounding they sum to 1",
         examples=[{"negative": 0.0121, "neutral": 0.0067, "positive": 0.9812}],
     )
     truncated: bool = Field(description="The text was longer than the model's window: head and tail were read")

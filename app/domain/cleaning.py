@@ -33,6 +33,8 @@ _SLASH_CODE = re.compile("|".join(re.escape(code) for code in sorted(WECHAT_SLAS
 _BRACKETED = re.compile(r"\[([A-Za-z!-]{2,12})\]|《([^《》]{1,8})》")
 _REPEATED_EMOTICON = re.compile(rf"(\[[^\[\]\s]{{1,8}}\])\1{{{_LONGEST_RUN},}}")
 _REPEATED_CHARACTER = re.compile(rf"([^\d\s])\1{{{_LONGEST_RUN},}}")
+# html.unescape() raises on numbers too long for Python; no code point has as many digits.
+_ENDLESS_REFERENCE = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,};?")
 _BLANKS = re.compile(r"\s+")
 # Invisible, or without meaning to a model: controls, format characters (zero-width, bidirectional marks, BOM),
 # surrogates, private use and unassigned code points, and what else Unicode calls default-ignorable (fillers,
@@ -57,7 +59,7 @@ def clean(text: str) -> str:
         text = _EMAIL.sub(EMAIL, _URL.sub(LINK, text))
     text = unicodedata.normalize("NFKC", text)
     if "&" in text:
-        text = unicodedata.normalize("NFKC", html.unescape(text).translate(_INVISIBLE))
+        text = unicodedata.normalize("NFKC", html.unescape(_ENDLESS_REFERENCE.sub("", text)).translate(_INVISIBLE))
     if "<" in text:
         text = _HTML_TAG.sub(" ", text)
     if "/:" in text:

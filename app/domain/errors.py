@@ -41,5 +41,9 @@ class ModelFailure(ServiceError):
     """The model raised, or answered with something that is no answer."""
 
 
-class StartupError(Exception):
-    """The service cannot start; the message says what to change or install."""
+class CannotProceed(Exception):
+    """A command cannot do its work; the message says what to change or install. Never meets a caller of the service."""
+
+
+class StartupError(CannotProceed):
+    """The service cannot start."""

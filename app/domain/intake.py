@@ -1,6 +1,7 @@
 """What counts as a text: `accept()` checks a client's text and returns it cleaned."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from app.domain.cleaning import clean
@@ -36,6 +37,11 @@ def accept(text: str, limits: TextLimits) -> str:
     # Counted only where it can matter: a character has at most four bytes.
     if len(text) * 4 > limits.max_bytes and (size := len(text.encode())) > limits.max_bytes:
         raise TextTooLong(f"The text has {size} bytes in UTF-8; at most {limits.max_bytes} are accepted.")
+    # One character may stand for eighteen (U+FDFA): what is read must keep to the limit, too.
+    if not text.isascii() and (length := len(unicodedata.normalize("NFKC", text))) > limits.max_characters:
+        raise TextTooLong(
+            f"The text has {length} characters when folded (Unicode NFKC); at most {limits.max_characters} are accepted"
+        )
     cleaned = clean(text)
     if not cleaned:
         raise EmptyText("The text is empty or blank.")

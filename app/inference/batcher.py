@@ -172,7 +172,7 @@ class Batcher(Generic[Item, Result]):
         self._observe = observe
         self._queues: dict[Lane, _Queue[Item, Result]] = {lane: _Queue() for lane in Lane}
         self._numbers = count()
-        self._runs: set[asyncio.Task[None]] = set()
+        self._started: dict[asyncio.Task[None], float] = {}  # the batches now running
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake: asyncio.Handle | None = None
@@ -199,19 +199,31 @@ class Batcher(Generic[Item, Result]):
         return sum(queue.tokens for queue in self._queues.values())
 
     @property
-    def predicted_wait_s(self) -> float:
-        """How long the waiting items will keep the workers busy, by the cost model."""
-        tokens = self.waiting_tokens
-        return self._cost.predict_s(tokens, batches=tokens / self._policy.max_tokens) / self._policy.workers
+    def longest_run_s(self) -> float:
+        """For how long the oldest of the batches now running has been running; 0 when none is."""
+        return asyncio.get_running_loop().time() - min(self._started.values()) if self._started else 0.0
 
-    def enqueue(self, items: Sequence[Item], lane: Lane = Lane.INTERACTIVE) -> list[asyncio.Future[Result]]:
+    def predicted_wait_s(self, lane: Lane) -> float:
+        """Return how long what waits in `lane` will keep its part of the workers busy, by the cost model."""
+        work_s = {
+            each: self._cost.predict_s(queue.tokens, batches=queue.tokens / self._policy.max_tokens)
+            for each, queue in self._queues.items()
+        }
+        share = self._policy.bulk_share if lane is Lane.BULK else 1 - self._policy.bulk_share
+        return min(work_s[lane] / share, sum(work_s.values())) / self._policy.workers
+
+    def enqueue(
+        self, items: Sequence[Item], lane: Lane = Lane.INTERACTIVE, *, within_s: float | None = None
+    ) -> list[asyncio.Future[Result]]:
         """Accept all `items` or none; return a future for each.
+
+        With `within_s`, items that would start later than that, by what waits before them, are refused at the door.
 
         A future ends with its result or with `ModelFailure`. Cancelling it withdraws the item.
 
         Raises:
             ShuttingDown: the batcher is being closed.
-            Overloaded: too many items or tokens would wait in this lane.
+            Overloaded: too many items or tokens would wait in this lane, or they would wait too long.
         """
         if self._closing:
             raise ShuttingDown("the service is shutting down")
@@ -220,12 +232,14 @@ class Batcher(Generic[Item, Result]):
         sizes = [self._tokens(item) for item in items]
         queue = self._queues[lane]
         # An empty lane takes anything, or a request above its size could never be served.
+        wait_s = self.predicted_wait_s(lane)
         if queue.by_size and (
             len(queue.by_size) + len(items) > self._policy.max_waiting_items
             or queue.tokens + sum(sizes) > self._policy.max_waiting_tokens
+            or (within_s is not None and wait_s > within_s)
         ):
             self._report(Refused(lane, len(items)))
-            raise Overloaded(self.predicted_wait_s)
+            raise Overloaded(wait_s)
         loop = asyncio.get_running_loop()
         futures = []
         for item, size in zip(items, sizes, strict=True):
@@ -244,13 +258,15 @@ class Batcher(Generic[Item, Result]):
         self._settle()
 
     def _settle(self) -> None:
-        if not self._runs and not self.waiting_items:
+        if not self._started and not self.waiting_items:
             self._idle.set()
 
     def _schedule(self, delay_s: float) -> None:
         """Form batches after `delay_s`; with 0, after the callbacks already due, so that arrivals of one tick share."""
-        if self._wake is not None:
+        if isinstance(self._wake, asyncio.TimerHandle):
             self._wake.cancel()
+        elif self._wake is not None:
+            return  # due at once already
         loop = asyncio.get_running_loop()
         if delay_s > 0:
             self._wake = loop.call_later(delay_s, self._start_batches, context=self._context)
@@ -259,16 +275,17 @@ class Batcher(Generic[Item, Result]):
 
     def _start_batches(self) -> None:
         self._wake = None
-        while len(self._runs) < self._policy.workers and (lane := self._next_lane()) is not None:
+        while len(self._started) < self._policy.workers and (lane := self._next_lane()) is not None:
             # A caller that left in this very tick has not been forgotten yet.
             batch = [waiting for waiting in self._take(lane) if not waiting.future.done()]
             if batch:
-                task = asyncio.get_running_loop().create_task(self._run_batch(lane, batch))
-                self._runs.add(task)
+                loop = asyncio.get_running_loop()
+                task = loop.create_task(self._run_batch(lane, batch))
+                self._started[task] = loop.time()
                 task.add_done_callback(self._finish)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
-        self._runs.discard(task)
+        del self._started[task]
         self._start_batches()
         self._settle()
 

@@ -5,9 +5,9 @@ Knows the order of the steps; nothing of HTTP, Redis or ONNX.
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from app.domain.errors import DeadlineExceeded, InvalidText, ModelFailure, ServiceError
 from app.domain.intake import TextLimits, accept
@@ -15,10 +15,13 @@ from app.domain.sentiment import Sentiment
 from app.inference.batcher import Batcher, Lane
 from app.inference.engine import Probabilities
 from app.inference.single_flight import SingleFlight
-from app.inference.tokenizer import TokenIds, TokenizedText, Tokenizer
+from app.inference.tokenizer import TokenIds, Tokenizer
 
-# Tokenising more than this (about 1 ms of work) leaves the event loop for a thread.
+# Cleaning or tokenising more than this (about 1 ms of work) leaves the event loop for a thread.
 _CHARACTERS_ON_THE_LOOP = 2_000
+
+_Text = TypeVar("_Text")
+_Done = TypeVar("_Done")
 
 
 class SentimentCache(Protocol):
@@ -74,21 +77,26 @@ class Classifier:
         return outcome
 
     async def classify_many(
-        self, texts: Sequence[object], *, timeout_s: float, lane: Lane = Lane.BULK
+        self, texts: Sequence[object], *, timeout_s: float | None, lane: Lane = Lane.BULK
     ) -> list[Classified | ServiceError]:
         """Return, in order, an answer for each of `texts` or the error that concerns it alone.
 
+        `timeout_s` None waits for as long as it takes.
+
         Raises:
-            Unavailable: none of `texts` was classified.
+            Unavailable: `texts` were refused, or not all answered in time.
         """
-        cleaned = [self._accept(text) for text in texts]
-        keys = {self._digest(text): text for text in cleaned if isinstance(text, str)}
         try:
             async with asyncio.timeout(timeout_s):
-                found = await self._find(keys, lane)
+                cleaned = await _off_loop_if_long(texts, self._accept_all)
+                keys = {self._digest(text): text for text in cleaned if isinstance(text, str)}
+                found = await self._find(keys, lane, timeout_s)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
         return [found[self._digest(text)] if isinstance(text, str) else text for text in cleaned]
+
+    def _accept_all(self, texts: Sequence[object]) -> list[str | InvalidText]:
+        return [self._accept(text) for text in texts]
 
     def _accept(self, text: object) -> str | InvalidText:
         if not isinstance(text, str):
@@ -102,7 +110,9 @@ class Classifier:
         """Return the key of `text` under this very bundle (128 bits)."""
         return hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
 
-    async def _find(self, texts: Mapping[bytes, str], lane: Lane) -> dict[bytes, Classified | ServiceError]:
+    async def _find(
+        self, texts: Mapping[bytes, str], lane: Lane, within_s: float | None
+    ) -> dict[bytes, Classified | ServiceError]:
         remembered = await self._cache.get_many(list(texts))
         found: dict[bytes, Classified | ServiceError] = {
             key: Classified(sentiment, cached=True) for key, sentiment in remembered.items()
@@ -110,9 +120,10 @@ class Classifier:
         missing = [key for key in texts if key not in remembered]
         if not missing:
             return found
-        tokenized = await self._tokenize([texts[key] for key in missing])
+        tokenized = await _off_loop_if_long([texts[key] for key in missing], self._tokenizer.encode)
         outcomes = await self._flights.get_many(
-            missing, lambda indexes: self._batcher.enqueue([tokenized[index].ids for index in indexes], lane)
+            missing,
+            lambda indexes: self._batcher.enqueue([tokenized[index].ids for index in indexes], lane, within_s=within_s),
         )
         computed: dict[bytes, Sentiment] = {}
         for key, text, outcome in zip(missing, tokenized, outcomes, strict=True):
@@ -125,7 +136,9 @@ class Classifier:
         await self._cache.put_many(computed)
         return found
 
-    async def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        if sum(map(len, texts)) <= _CHARACTERS_ON_THE_LOOP:
-            return self._tokenizer.encode(texts)
-        return await asyncio.to_thread(self._tokenizer.encode, texts)
+
+async def _off_loop_if_long(texts: Sequence[_Text], work: Callable[[Sequence[_Text]], list[_Done]]) -> list[_Done]:
+    """Return `work(texts)`, done in a thread where it would hold the event loop for long."""
+    if sum(len(text) for text in texts if isinstance(text, str)) <= _CHARACTERS_ON_THE_LOOP:
+        return work(texts)
+    return await asyncio.to_thread(work, texts)

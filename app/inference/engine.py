@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.errors import ModelFailure
+from app.domain.errors import ModelFailure, StartupError
 from app.inference.cost import CostModel
 from app.inference.tokenizer import TokenIds
 
@@ -49,7 +49,17 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, batch)
 
     def warm_up(self, *, max_tokens: int, longest: int) -> CostModel:
-        """Run batches from small to the largest, `max_tokens` padded of rows up to `longest`; return what they cost."""
+        """Run batches from small to the largest, `max_tokens` padded of rows up to `longest`; return what they cost.
+
+        Raises:
+            StartupError: the model fails on one of them.
+        """
+        try:
+            return self._measure(max_tokens, longest)
+        except ModelFailure as error:
+            raise StartupError(f"the model fails when it is warmed up: {error}") from error
+
+    def _measure(self, max_tokens: int, longest: int) -> CostModel:
         measured: list[tuple[int, float]] = []
         for share in _WARM_UP_SHARES:
             tokens = max(8, int(max_tokens * share))

@@ -15,6 +15,7 @@ from app.inference.tokenizer import TokenIds, Tokenizer
 
 TOLERANCE = 0.02  # bf16 against the recorded full precision
 _PROBE_S = 2.0
+_HUNG_S = 10.0  # the largest batch takes a third of a second on two plain cores
 
 
 class ModelHealth:
@@ -49,6 +50,8 @@ class ModelHealth:
 
     async def reason_not_ready(self, batcher: Batcher[TokenIds, Probabilities]) -> str | None:
         """Return why the model cannot be trusted now, or None. Costs a run of the model only after a failure."""
+        if (running_s := batcher.longest_run_s) > _HUNG_S:
+            return f"the model has been running one batch for {running_s:.0f} s"
         if not self._doubted:
             return None
         try:

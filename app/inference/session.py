@@ -73,12 +73,14 @@ def open_model(
     _refuse_both_wheels()
     if provider != "auto":
         return _OPENERS[provider](file, precision, threads, streams)
-    for candidate in ("cuda", "openvino"):
+    reasons = []
+    for candidate, opener in _OPENERS.items():
         try:
-            return _OPENERS[candidate](file, precision, threads, streams)
+            return opener(file, precision, threads, streams)
         except StartupError as error:
             _log.info("provider passed over", provider=candidate, reason=str(error))
-    return _open_cpu(file, precision, threads, streams)
+            reasons.append(f"{candidate}: {error}")
+    raise StartupError(f"no provider comes up: {'; '.join(reasons)}")
 
 
 def _refuse_both_wheels() -> None:
@@ -129,7 +131,9 @@ def _open_openvino(file: Path, precision: Precision | Literal["auto"], threads: 
         devices = _openvino_devices()
         options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": config})})
         session = _create(file, options)
-    except (RuntimeError, OSError) as error:
+    except StartupError:
+        raise
+    except Exception as error:  # onnxruntime's errors derive from Exception directly
         raise StartupError(f"the OpenVINO provider does not come up: {error}") from error
     return _proven(session, Placement("openvino", chosen, threads))
 
@@ -157,7 +161,8 @@ def _open_cpu(file: Path, precision: Precision | Literal["auto"], threads: int, 
 
 
 _Opener: TypeAlias = Callable[[Path, Precision | Literal["auto"], int, int], OnnxModel]
-_OPENERS: Final[dict[str, _Opener]] = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}
+# In the order in which "auto" tries them.
+_OPENERS: Final[dict[Provider, _Opener]] = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}
 
 
 def _session_options(threads: int) -> onnxruntime.SessionOptions:

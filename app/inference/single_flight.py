@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -29,8 +30,10 @@ class SingleFlight(Generic[Key, Value]):
         missing = [index for index, key in enumerate(keys) if key not in self._flights]
         if missing:
             started = dict(zip((keys[index] for index in missing), start(missing), strict=True))
-            self._flights.update(started)
-            self._waiters.update(dict.fromkeys(started, 0))
+            for key, future in started.items():
+                self._flights[key] = future
+                self._waiters[key] = 0
+                future.add_done_callback(partial(self._land, key))
         futures = [self._flights[key] for key in keys]
         for key in keys:
             self._waiters[key] += 1
@@ -44,12 +47,16 @@ class SingleFlight(Generic[Key, Value]):
 
     def _leave(self, key: Key, future: asyncio.Future[Value]) -> None:
         # A key that has landed may be in flight anew, with waiters of its own.
-        if self._flights.get(key) is not future:
-            return
-        self._waiters[key] -= 1
-        if future.done() or not self._waiters[key]:
-            future.cancel()
-            del self._flights[key], self._waiters[key]
+        if self._flights.get(key) is future:
+            self._waiters[key] -= 1
+            if not self._waiters[key]:
+                future.cancel()
+
+    def _land(self, key: Key, future: asyncio.Future[Value]) -> None:
+        """Let the next caller begin anew; a failure that nobody waited for has been taken note of by the batcher."""
+        del self._flights[key], self._waiters[key]
+        if not future.cancelled():
+            future.exception()
 
     def _outcome(self, future: asyncio.Future[Value]) -> Value | Exception:
         error = future.exception()

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from app.domain.cleaning import clean
+from app.domain.errors import CannotProceed
 from app.domain.labels import LABELS, Label
 
 _FINGERPRINT_CHARACTERS = 20
 
 
-class BadRow(ValueError):
+class MissingFile(CannotProceed):
+    """A data file is not where it was looked for."""
+
+
+class BadRow(CannotProceed):
     """A row of a data file cannot be used; the message names file and line."""
 
 
@@ -29,7 +34,6 @@ class Example:
     text: str
     label: Label
     source: str
-    category: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,13 @@ def find(file: str, directories: Iterable[Path]) -> Path:
     """Return the first of `directories` / `file` that exists.
 
     Raises:
-        FileNotFoundError: none does.
+        MissingFile: none does.
     """
     tried = [directory / file for directory in directories]
     for path in tried:
         if path.is_file():
             return path
-    raise FileNotFoundError(f"no file {' or '.join(map(str, tried))}")
+    raise MissingFile(f"no file {' or '.join(map(str, tried))}")
 
 
 def read_examples(path: Path, source: Source) -> list[Example]:
@@ -79,8 +83,7 @@ def read_examples(path: Path, source: Source) -> list[Example]:
         if label not in LABELS:
             raise BadRow(f"{path}, line {number}: label {label!r} is none of {', '.join(LABELS)}")
         if text := clean(raw):
-            category = row.get("category")
-            examples.append(Example(text, label, source.name, category if isinstance(category, str) else None))
+            examples.append(Example(text, label, source.name))
     return examples
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from app.inference.bundle import Bundle, open_bundle
 from app.inference.engine import Engine
 from app.inference.processor import usable_threads
-from app.inference.session import Placement, open_model
+from app.inference.session import Placement, Precision, Provider, open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.training.data import Example, Source, read_examples
 
@@ -57,8 +57,8 @@ def evaluate_bundle(
     directory: Path,
     files: Sequence[Path],
     *,
-    provider: str = "auto",
-    precision: str = "auto",
+    provider: Provider | Literal["auto"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
     max_tokens: int | None = None,
     head_tokens: int | None = None,
 ) -> Evaluation:
@@ -132,13 +132,10 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
 
 
-def _open_engine(bundle: Bundle, provider: str, precision: str) -> tuple[Engine, Placement]:
-    model = open_model(
-        bundle.model_file,
-        provider=provider,  # type: ignore[arg-type]  # open_model refuses what it does not know
-        precision=precision,  # type: ignore[arg-type]
-        threads=usable_threads(),
-    )
+def _open_engine(
+    bundle: Bundle, provider: Provider | Literal["auto"], precision: Precision | Literal["auto"]
+) -> tuple[Engine, Placement]:
+    model = open_model(bundle.model_file, provider=provider, precision=precision, threads=usable_threads())
     return Engine(model, pad_id=bundle.manifest.pad_id, labels=len(bundle.manifest.labels)), model.placement
 
 

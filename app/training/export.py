@@ -18,6 +18,7 @@ from optimum.exporters.onnx.model_configs import BertOnnxConfig
 from transformers import BertForSequenceClassification
 
 from app.domain.cleaning import CLEANING_VERSION, clean
+from app.domain.errors import CannotProceed
 from app.domain.labels import LABELS
 from app.inference.bundle import GOLDEN, MANIFEST, MODEL, TOKENIZER, Manifest, record_file
 from app.inference.engine import Engine
@@ -31,7 +32,7 @@ _TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxrunti
 _SMALL = 1024  # initialisers of fewer elements (norms, biases, shapes) stay as they are
 
 
-class ExportRefused(RuntimeError):
+class ExportRefused(CannotProceed):
     """The exported model does not answer as the trained one does."""
 
 
@@ -44,9 +45,10 @@ class _TwoInputs(BertOnnxConfig):  # type: ignore[misc]  # optimum is not typed
 
 
 def export_bundle(model_directory: Path, recipe: Recipe, output: Path) -> Path:
-    """Write the bundle `output`/NAME/VERSION and return its directory; what stood there is replaced.
+    """Write the bundle `output`/NAME/VERSION and return its directory.
 
-    `model_directory` is what `BertForSequenceClassification.from_pretrained` takes, with a `tokenizer.json`.
+    What stood there is replaced once the new bundle is whole and proven. `model_directory` is what
+    `BertForSequenceClassification.from_pretrained` takes, with a `tokenizer.json`.
 
     Raises:
         ExportRefused: labels differ from the product's, or ONNX differs from torch by more than `PARITY`.
@@ -55,15 +57,25 @@ def export_bundle(model_directory: Path, recipe: Recipe, output: Path) -> Path:
     labels = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
     if labels != LABELS:
         raise ExportRefused(f"the model's labels are {labels}, not {LABELS}")
-    directory = output / recipe.name / recipe.version
-    directory.mkdir(parents=True, exist_ok=True)
+    final = output / recipe.name / recipe.version
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".export-") as scratch:
+        directory = Path(scratch) / recipe.version
+        directory.mkdir()
+        _write_bundle(directory, model, model_directory, recipe)
+        shutil.rmtree(final, ignore_errors=True)
+        directory.rename(final)
+    return final
+
+
+def _write_bundle(directory: Path, model: BertForSequenceClassification, model_directory: Path, recipe: Recipe) -> None:
     shutil.copyfile(model_directory / "tokenizer.json", directory / TOKENIZER)
     _export_onnx(model, directory / MODEL)
     tokenizer = Tokenizer(
         directory / TOKENIZER, max_tokens=recipe.tokens.max_tokens, head_tokens=recipe.tokens.head_tokens
     )
     tokens = [text.ids for text in tokenizer.encode([clean(text) for text in recipe.golden])]
-    pad_id = int(model.config.pad_token_id)
+    pad_id = model.config.pad_token_id or 0
     expected = _torch_probabilities(model, tokens)
     difference = float(np.abs(expected - _onnx_probabilities(directory / MODEL, tokens, pad_id)).max())
     if difference > PARITY:
@@ -86,7 +98,6 @@ def export_bundle(model_directory: Path, recipe: Recipe, output: Path) -> Path:
         tools={tool: version(tool) for tool in _TOOLS},
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return directory
 
 
 def _export_onnx(model: BertForSequenceClassification, file: Path) -> None:

@@ -98,8 +98,8 @@ def fine_tune(
         compute_metrics=_metrics,
     )
     trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.evaluate()
     _round_weights_to_half(model)
+    metrics = trainer.evaluate()
     model.save_pretrained(output)
     hugging_face_tokenizer.save_pretrained(output)
     return {name: float(value) for name, value in metrics.items()}

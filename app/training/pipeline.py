@@ -17,7 +17,7 @@ def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | No
 
     Raises:
         BadRow: a data file has a row that cannot be used.
-        FileNotFoundError: a data file is missing.
+        MissingFile: a data file is missing.
     """
     recipe = read_recipe(recipe_file)
     places = (recipe_file.parent, data)

@@ -4,9 +4,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.domain.errors import CannotProceed
 from app.training.data import Source
+
+
+class BadRecipe(CannotProceed):
+    """A recipe cannot be followed."""
 
 
 class _Table(BaseModel):
@@ -14,7 +19,7 @@ class _Table(BaseModel):
 
 
 class Data(_Table):
-    """Files, relative to the data directory that the command line names."""
+    """Files, looked for beside the recipe and then in the data directory that the command line names."""
 
     train: tuple[Source, ...]
     dev: tuple[Source, ...]
@@ -37,7 +42,7 @@ class FineTuning(_Table):
     batch_size: Annotated[int, Field(gt=0)] = 64
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the classifier; the encoder's is off, see README
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the classifier; the encoder has none
     seed: int = 0
 
 
@@ -57,6 +62,9 @@ def read_recipe(path: Path) -> Recipe:
     """Return the recipe in `path`.
 
     Raises:
-        pydantic.ValidationError: a field is unknown, missing or out of range.
+        BadRecipe: it is not TOML, or a field is unknown, missing or out of range.
     """
-    return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise BadRecipe(f"{path}: {error}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.labels import Label
-from app.training.data import BadRow, Example, Source, find, prepare, read_examples, read_texts
+from app.training.data import BadRow, Example, MissingFile, Source, find, prepare, read_examples, read_texts
 
 LONG = "这家酒店的位置非常方便出门就是地铁站房间也很干净早餐的种类丰富前台服务热情下次出差还会再来住的"
 
@@ -30,8 +30,8 @@ def test_examples_are_read_cleaned_from_json_lines(tmp_path: Path) -> None:
         {"text": "差", "label": "negative"},
     )
     assert read_examples(file, Source("hotel.jsonl")) == [
-        Example("很好!!!", "positive", "hotel", "房间"),
-        Example("差", "negative", "hotel", None),
+        Example("很好!!!", "positive", "hotel"),
+        Example("差", "negative", "hotel"),
     ]
 
 
@@ -107,7 +107,7 @@ def test_the_first_directory_that_has_a_file_wins(tmp_path: Path) -> None:
     for directory in (two, three):
         (directory / "a.csv").touch()
     assert find("a.csv", [one, two, three]) == two / "a.csv"
-    with pytest.raises(FileNotFoundError, match=r"one.*b\.csv or .*two.*b\.csv"):
+    with pytest.raises(MissingFile, match=r"one.*b\.csv or .*two.*b\.csv"):
         find("b.csv", [one, two])
 
 

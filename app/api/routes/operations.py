@@ -1,8 +1,6 @@
 """For those who run the service: health and metrics."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import ServicesDependency
 from app.api.schemas import Alive, ModelName, Readiness
@@ -37,7 +35,7 @@ async def ready(services: ServicesDependency, response: Response) -> Readiness:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(services: ServicesDependency, accept: Annotated[str | None, Header()] = None) -> Response:
+async def metrics(request: Request, services: ServicesDependency) -> Response:
     """Answer with the metrics in Prometheus' or OpenMetrics' text format."""
-    content, content_type = services.metrics.render(accept)
+    content, content_type = services.metrics.render(request.headers.get("accept"))
     return Response(content, headers={"Content-Type": content_type})
