@@ -42,7 +42,12 @@ def measure_ceiling(texts: Sequence[str]) -> Callable[[], float]:
     bundle = open_bundle(settings.model.path)
     manifest = bundle.manifest
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
-    model = open_model(bundle.model_file, threads=usable_threads())
+    model = open_model(
+        bundle.model_file,
+        provider=settings.model.provider,
+        precision=settings.model.precision,
+        threads=settings.model.threads or usable_threads(),
+    )
     engine = Engine(model, pad_id=manifest.pad_id, labels=len(manifest.labels))
     tokens = sorted((text.ids for text in tokenizer.encode(texts)), key=len)
     batches = [tokens[start : start + 32] for start in range(0, len(tokens), 32)]
@@ -150,7 +155,9 @@ def render(result: dict[str, object]) -> str:
             f"| {row['case']} | {row['per_s']:.0f} | {share:.2f} | {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms "
             f"| {row['errors']} |"
         )
-    lines.append(f"\n{result['date']}, {result['machine']}; peak resident memory {result['memory_mib']:.0f} MiB.")
+    lines.append(
+        f"\n{result['date']}, {result['machine']}; resident memory after the load {result['memory_mib']:.0f} MiB."
+    )
     return "\n".join(lines)
 
 

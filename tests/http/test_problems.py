@@ -220,3 +220,18 @@ async def test_a_problem_never_repeats_the_text(client: httpx.AsyncClient, conte
     for shown in (response.text, json.dumps(response.json(), ensure_ascii=False), str(response.headers)):
         assert not any(_PRIVATE[start : start + 2] in shown for start in range(len(_PRIVATE) - 1))
         assert json.dumps(_PRIVATE[:2]).strip('"') not in shown
+
+
+async def test_an_object_of_countless_fields_is_told_so_in_one_line(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/sentiment", json={f"{number}": 0 for number in range(1_000)})
+    assert_problem(response, 422, "invalid-request")
+    assert len(response.json()["errors"]) == 1
+
+
+async def test_an_address_with_a_slash_too_many_is_unknown(client: httpx.AsyncClient) -> None:
+    assert_problem(await client.post("/v1/sentiment/", json={"text": "好"}), 404, "not-found")
+
+
+async def test_no_route_documents_an_error_that_is_no_problem(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert "HTTPValidationError" not in json.dumps(document)

@@ -187,3 +187,16 @@ async def test_every_line_of_the_log_says_when_and_how_grave(server: RunningServ
     lines = server.log()
     assert {"ready", "Application startup complete."} <= {line["message"] for line in lines}
     assert all({"message", "level", "timestamp", "logger"} <= line.keys() for line in lines)
+
+
+async def test_the_texts_of_a_client_that_leaves_are_withdrawn(server: RunningServer) -> None:
+    async def waiting() -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        return float(next(line for line in lines if line.startswith("sentiment_waiting_texts ")).split()[1])
+
+    async with connect(server) as client:
+        with pytest.raises(httpx.TimeoutException):
+            await client.post(_BATCH, json={"texts": [text * 20 for text in made_up_texts(1_000)]}, timeout=0.5)
+        async with asyncio.timeout(5):  # to run them all takes several times as long
+            while await waiting():  # noqa: ASYNC110 (the server is another process)
+                await asyncio.sleep(0.05)

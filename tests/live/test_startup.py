@@ -54,7 +54,7 @@ def test_a_bundle_whose_window_has_no_room_for_a_tail_is_not_served(tmp_path: Pa
 
 
 def test_a_bundle_with_fewer_labels_than_its_model_is_not_served(tmp_path: Path) -> None:
-    assert "shape" in _reason(write_tiny_bundle(tmp_path, labels=["negative", "positive"]))
+    assert "each label" in _reason(write_tiny_bundle(tmp_path, labels=["negative", "positive"]))
 
 
 def test_a_bundle_with_a_broken_tokenizer_is_not_served(tmp_path: Path) -> None:

@@ -646,3 +646,35 @@ async def test_no_storm_loses_or_doubles_an_item(
             assert isinstance(future.exception(), ModelFailure)
         else:
             assert future.result() == f"{item}!"
+
+
+async def test_items_that_would_start_too_late_are_refused_at_the_door() -> None:
+    async with batching(FakeModel()) as batcher:
+        batcher.enqueue(["a" * 50])
+        await asyncio.sleep(0)
+        batcher.enqueue(["b" * 100, "c" * 100])
+        wait_s = batcher.predicted_wait_s(Lane.INTERACTIVE)
+        assert wait_s > 1
+        with pytest.raises(Overloaded) as refusal:
+            batcher.enqueue(["d"], within_s=wait_s - 0.1)
+        assert refusal.value.retry_after_s == pytest.approx(wait_s)
+        assert len(batcher.enqueue(["d"], within_s=wait_s + 0.1)) == 1
+
+
+async def test_the_wait_of_one_lane_counts_the_other_no_more_than_its_share() -> None:
+    async with batching(FakeModel(), bulk_share=0.25) as batcher:
+        batcher.enqueue(["a"])
+        await asyncio.sleep(0)
+        batcher.enqueue(["b" * 100] * 4, Lane.BULK)
+        assert batcher.predicted_wait_s(Lane.INTERACTIVE) == 0
+        batcher.enqueue(["c" * 30])
+        alone_s = known_cost().predict_s(30, batches=0.3)
+        assert batcher.predicted_wait_s(Lane.INTERACTIVE) == pytest.approx(alone_s / 0.75, rel=0.2)
+
+
+async def test_a_run_that_does_not_end_shows_in_its_age() -> None:
+    async with batching(FakeModel()) as batcher:
+        assert batcher.longest_run_s == 0
+        batcher.enqueue(["a"])
+        await asyncio.sleep(0.5)
+        assert batcher.longest_run_s == pytest.approx(0.5)

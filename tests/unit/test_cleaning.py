@@ -255,3 +255,8 @@ def test_a_link_takes_no_words_with_it(text: str, expected: str) -> None:
 @pytest.mark.parametrize("character", ["\u3164", "\u115f", "\uffa0", "\u180b", "\U000e0100", "\u034f"])
 def test_fillers_and_selectors_are_invisible(character: str) -> None:
     assert clean(character) == ""
+
+
+@pytest.mark.parametrize("reference", ["&#" + "1" * 5_000 + ";", "&#x" + "f" * 5_000 + ";", "&#999999999999"])
+def test_a_reference_to_no_character_is_dropped(reference: str) -> None:
+    assert clean(f"好{reference}吃") == "好吃"

@@ -61,3 +61,10 @@ def test_a_refusal_never_repeats_the_text(fault: str) -> None:
     with pytest.raises(InvalidText) as refusal:
         accept(f"秘密{fault}", LIMITS)
     assert not set(str(refusal.value)) & set("秘密" + fault)
+
+
+def test_characters_that_stand_for_many_count_as_many() -> None:
+    limits = TextLimits(max_characters=100, max_bytes=10_000)
+    assert accept("\ufdfa" * 5, limits)
+    with pytest.raises(TextTooLong):
+        accept("\ufdfa" * 6, limits)

@@ -147,3 +147,9 @@ def test_settings_do_not_change() -> None:
         settings.server.port = 1  # type: ignore[misc]
     with pytest.raises(ValidationError):
         settings.server = settings.server  # type: ignore[misc]
+
+
+def test_a_stop_that_would_cut_off_accepted_requests_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_SERVER__SHUTDOWN_TIMEOUT_S", "5")
+    with pytest.raises(StartupError, match="SHUTDOWN_TIMEOUT_S must be no shorter"):
+        load_settings()

@@ -169,3 +169,18 @@ async def test_no_keys_start_nothing() -> None:
     tower = Tower()
     assert await tower.ask() == []
     assert tower.started == []
+
+
+async def test_a_key_that_failed_can_fly_again_though_others_of_its_caller_still_do() -> None:
+    flight: SingleFlight[str, str] = SingleFlight()
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[str]] = [loop.create_future(), loop.create_future()]
+    caller = asyncio.create_task(flight.get_many(["a", "b"], lambda _: futures))
+    await asyncio.sleep(0)
+    futures[0].set_exception(RuntimeError("no"))
+    await asyncio.sleep(0.1)
+    again = loop.create_future()
+    again.set_result("yes")
+    assert await flight.get_many(["a"], lambda _: [again]) == ["yes"]
+    futures[1].set_result("b")
+    assert [str(outcome) for outcome in await caller] == ["no", "b"]
