@@ -61,7 +61,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(
-            Engine(model, pad_id=manifest.pad_id, labels=len(manifest.labels), workers=settings.batching.workers)
+            Engine(
+                model,
+                pad_id=manifest.pad_id,
+                labels=len(manifest.labels),
+                longest=manifest.max_tokens,
+                workers=settings.batching.workers,
+            )
         )
         await health.prove(engine)
         policy = BatchPolicy(
@@ -73,9 +79,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             bulk_share=settings.batching.bulk_share,
             wait_s=settings.batching.wait_s,
         )
-        cost = await asyncio.to_thread(engine.warm_up, max_tokens=policy.max_tokens, longest=manifest.max_tokens)
+        cost = await asyncio.to_thread(engine.warm_up, max_tokens=policy.max_tokens)
         batcher: Batcher[TokenIds, Probabilities] = await stack.enter_async_context(
-            Batcher(engine.run, policy, tokens=len, cost=cost, observe=observe)
+            Batcher(engine.run, policy, tokens=lambda ids: engine.columns(len(ids)), cost=cost, observe=observe)
         )
         metrics.watch(
             waiting_items=lambda: batcher.waiting_items,

@@ -136,7 +136,9 @@ def _open_engine(
     bundle: Bundle, provider: Provider | Literal["auto"], precision: Precision | Literal["auto"]
 ) -> tuple[Engine, Placement]:
     model = open_model(bundle.model_file, provider=provider, precision=precision, threads=usable_threads())
-    return Engine(model, pad_id=bundle.manifest.pad_id, labels=len(bundle.manifest.labels)), model.placement
+    return Engine(
+        model, pad_id=bundle.manifest.pad_id, labels=len(bundle.manifest.labels), longest=bundle.manifest.max_tokens
+    ), model.placement
 
 
 def _run_sorted(engine: Engine, ids: Sequence[TokenIds], title: str) -> NDArray[np.float64]:

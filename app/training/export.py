@@ -141,4 +141,4 @@ def _torch_probabilities(model: BertForSequenceClassification, texts: Sequence[T
 
 def _onnx_probabilities(file: Path, texts: Sequence[TokenIds], pad_id: int) -> NDArray[np.float64]:
     model = open_model(file, provider="cpu", precision="fp32", threads=usable_threads())
-    return np.array(Engine(model, pad_id=pad_id, labels=len(LABELS)).run_now(texts))
+    return np.array(Engine(model, pad_id=pad_id, labels=len(LABELS), longest=max(map(len, texts))).run_now(texts))

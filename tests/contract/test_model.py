@@ -45,7 +45,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def engine(kind: str, tiny_bundle: Path) -> Engine:
-    return Engine(_models()[kind](tiny_bundle), pad_id=PAD_ID, labels=3)
+    return Engine(_models()[kind](tiny_bundle), pad_id=PAD_ID, labels=3, longest=64)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(engine: Engine, tolerance: flo
 @settings(max_examples=25, deadline=None)
 @given(st.lists(_tokens, min_size=1, max_size=6))
 def test_every_model_answers_as_the_numpy_one(engine: Engine, tolerance: float, batch: list[TokenIds]) -> None:
-    reference = Engine(TinyModel(), pad_id=PAD_ID, labels=3)
+    reference = Engine(TinyModel(), pad_id=PAD_ID, labels=3, longest=64)
     assert _differ(engine.run_now(batch), reference.run_now(batch)) <= tolerance
 
 

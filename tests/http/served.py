@@ -84,7 +84,7 @@ async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolic
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     metrics = Metrics()
     async with (
-        Engine(model, pad_id=manifest.pad_id, labels=3) as engine,
+        Engine(model, pad_id=manifest.pad_id, labels=3, longest=64) as engine,
         Batcher[TokenIds, Probabilities](
             engine.run, policy, tokens=len, cost=CostModel(), observe=metrics.observe_batch
         ) as batcher,

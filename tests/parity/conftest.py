@@ -43,6 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=32,
         pad_token_id=1,
     )
+    torch.manual_seed(0)
     BertModel(config, add_pooling_layer=False).save_pretrained(directory)
     return directory
 
@@ -78,6 +79,6 @@ def recipe() -> Recipe:
                 {"train": [{"file": "train.jsonl"}], "dev": [{"file": "dev.jsonl"}], "test": [{"file": "test.jsonl"}]}
             ),
             "tokens": Tokens(max_tokens=16, head_tokens=8),
-            "fine_tuning": FineTuning(epochs=3, learning_rate=3e-3, batch_size=32),
+            "fine_tuning": FineTuning(epochs=6, learning_rate=3e-3, batch_size=32),
         }
     )

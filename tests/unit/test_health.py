@@ -66,7 +66,7 @@ def _health(bundle: Bundle) -> ModelHealth:
 
 @asynccontextmanager
 async def _engine(model: TinyModel) -> AsyncIterator[Engine]:
-    async with Engine(model, pad_id=PAD_ID, labels=3) as engine:
+    async with Engine(model, pad_id=PAD_ID, labels=3, longest=64) as engine:
         yield engine
 
 
