@@ -54,14 +54,17 @@ def serve(
     import uvicorn
 
     from app.main import create_app
+    from app.server import DrainingServer
     from app.settings import load_settings
     from app.telemetry.logging import configure_logging
 
     settings = load_settings()
     configure_logging(level=settings.log.level, style=settings.log.format, stream=sys.stdout)
-    server = uvicorn.Server(
+    app = create_app(settings)
+    server = DrainingServer(
+        app,
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=host or settings.server.host,
             port=settings.server.port if port is None else port,
             loop="auto",  # uvloop where it exists
@@ -72,7 +75,8 @@ def serve(
             server_header=False,
             timeout_keep_alive=settings.server.keep_alive_s,
             timeout_graceful_shutdown=settings.server.shutdown_timeout_s,
-        )
+        ),
+        drain_s=settings.server.drain_s,
     )
     # When it has stopped, uvicorn raises the signal anew; an orderly stop is a success, not a death by signal.
     for stop in (signal.SIGTERM, signal.SIGINT):

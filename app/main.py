@@ -55,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # an unknown address is an unknown address
     )
+    app.state.draining = False
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
     app.add_middleware(RequestContext, log_requests=settings.log.requests)
     install_problems(app)

@@ -32,6 +32,8 @@ class Server(_Group):
     """A longer request body is refused with 413 before it is read whole."""
     keep_alive_s: Positive = 75
     """An idle connection is closed after this time; keep it above the load balancer's."""
+    drain_s: Annotated[float, Field(ge=0)] = 0.5
+    """How long a stopping server leaves open connections to end with an answer before it closes idle ones."""
     shutdown_timeout_s: Positive = 35
     """How long a stopping server goes on answering what it accepted; no shorter than the timeouts of requests."""
 

@@ -107,3 +107,24 @@ def test_an_idle_server_stops_with_success(tmp_path: Path, number: signal.Signal
     with running_server(tmp_path) as server:
         assert server.stop(number) == 0
         assert server.log()[-1]["message"].startswith("Finished server process")
+
+
+async def test_clients_that_keep_their_connections_lose_no_request(tmp_path: Path) -> None:
+    with running_server(tmp_path, CACHE__MAX_BYTES="0") as server:
+        ended: list[httpx.HTTPError] = []
+
+        async def keep_asking(text: str) -> None:
+            async with httpx.AsyncClient(base_url=server.address, timeout=60) as client:
+                try:
+                    while True:
+                        assert (await client.post("/v1/sentiment", json={"text": text})).status_code == 200
+                except httpx.HTTPError as error:
+                    ended.append(error)
+
+        clients = [asyncio.create_task(keep_asking(text)) for text in made_up_texts(50)]
+        await asyncio.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*clients)
+        assert server.process.wait(60) == 0
+    # Refused is the one way for it to end: nothing that a connection carried went without its answer.
+    assert Counter(map(type, ended)) == {httpx.ConnectError: 50}

@@ -19,9 +19,9 @@ async def live() -> Alive:
     summary="Should requests be sent here?",
     responses={503: {"model": Readiness, "description": "Not ready; the body has the reason"}},
 )
-async def ready(services: ServicesDependency, response: Response) -> Readiness:
+async def ready(request: Request, services: ServicesDependency, response: Response) -> Readiness:
     """Answer 200 when the model is known to answer rightly: proven at the start, and again after any failure."""
-    reason = await services.reason_not_ready()
+    reason = "this server is stopping" if request.app.state.draining else await services.reason_not_ready()
     if reason is not None:
         response.status_code = 503
     return Readiness(

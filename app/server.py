@@ -1,0 +1,34 @@
+"""A uvicorn that stops without cutting anybody off. Knows connections; nothing of what is served on them."""
+
+import asyncio
+import socket
+import time
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+
+_POLL_S: Final = 0.02
+
+
+class DrainingServer(uvicorn.Server):
+    """Refuses newcomers at once, and gives open connections `drain_s` to end with an answer of their own.
+
+    uvicorn closes a connection that is idle when it stops, and a request that is on its way there is lost with it. Here
+    each answer says `Connection: close` while draining, so that a busy client leaves by itself.
+    """
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config, *, drain_s: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._drain_s = drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, drain, then stop as uvicorn does."""
+        self._app.state.draining = True
+        for server in self.servers:
+            server.close()
+        deadline = time.monotonic() + self._drain_s
+        while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 (uvicorn has no event)
+            await asyncio.sleep(_POLL_S)
+        await super().shutdown(sockets)
