@@ -13,7 +13,7 @@ from app.inference.bundle import GoldenText
 from app.inference.engine import Engine, Probabilities
 from app.inference.tokenizer import TokenIds, Tokenizer
 
-TOLERANCE = 0.02  # bf16 against the recorded full precision
+TOLERANCE = 0.01  # of a probability; bf16 against the recorded full precision
 _PROBE_S = 2.0
 _HUNG_S = 10.0  # the largest batch takes a third of a second on two plain cores
 

@@ -27,7 +27,10 @@ class SingleFlight(Generic[Key, Value]):
         `start(indexes)` begins the computations of the keys at `indexes`, those not in flight, and returns a future for
         each; what it raises is raised here, with nothing begun.
         """
-        missing = [index for index, key in enumerate(keys) if key not in self._flights]
+        # A flight that is done stays listed until the loop's next turn; none joins it, for it may have been cancelled.
+        missing = [
+            index for index, key in enumerate(keys) if (flight := self._flights.get(key)) is None or flight.done()
+        ]
         if missing:
             started = dict(zip((keys[index] for index in missing), start(missing), strict=True))
             for key, future in started.items():
@@ -54,7 +57,8 @@ class SingleFlight(Generic[Key, Value]):
 
     def _land(self, key: Key, future: asyncio.Future[Value]) -> None:
         """Let the next caller begin anew; a failure that nobody waited for has been taken note of by the batcher."""
-        del self._flights[key], self._waiters[key]
+        if self._flights.get(key) is future:
+            del self._flights[key], self._waiters[key]
         if not future.cancelled():
             future.exception()
 

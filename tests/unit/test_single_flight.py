@@ -184,3 +184,22 @@ async def test_a_key_that_failed_can_fly_again_though_others_of_its_caller_still
     assert await flight.get_many(["a"], lambda _: [again]) == ["yes"]
     futures[1].set_result("b")
     assert [str(outcome) for outcome in await caller] == ["no", "b"]
+
+
+async def test_a_caller_in_the_tick_of_a_cancellation_begins_anew() -> None:
+    flight: SingleFlight[str, str] = SingleFlight()
+    loop = asyncio.get_running_loop()
+    abandoned: asyncio.Future[str] = loop.create_future()
+    leaver = asyncio.create_task(flight.get_many(["a"], lambda _: [abandoned]))
+    await asyncio.sleep(0)
+
+    def start(_: object) -> list[asyncio.Future[str]]:
+        assert abandoned.cancelled()
+        future: asyncio.Future[str] = loop.create_future()
+        loop.call_later(0.1, future.set_result, "yes")
+        return [future]
+
+    leaver.cancel()
+    newcomer = asyncio.create_task(flight.get_many(["a"], start))
+    assert await newcomer == ["yes"]
+    assert leaver.cancelled()
