@@ -1,4 +1,8 @@
-"""What routes ask for: the running services, a JSON body, and a client that is still there."""
+"""What routes ask for: the running services, a JSON body, and a client that is still there.
+
+All are coroutines, though some wait for nothing: FastAPI runs a plain function in a thread, which costs every request
+switches between threads while the model keeps the processors busy.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,12 +17,12 @@ _CLIENT_CLOSED_REQUEST: Final = 499  # nginx's number; HTTP has none
 _Answer = TypeVar("_Answer")
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """Return the services that the lifespan opened."""
     return cast(Services, request.state.services)
 
 
-def require_json(content_type: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
+async def require_json(content_type: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
     """Refuse a body that does not call itself JSON."""
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not (
