@@ -73,7 +73,7 @@ class Batching(_Group):
     max_items: Positive = 64
     """The most texts in one run."""
     max_tokens: Positive = 1_024
-    """The most padded tokens in one run: more raises throughput a little and everybody's latency a lot."""
+    """The most padded tokens in one run; a text that comes meanwhile waits for the whole run."""
     max_waiting_items: Positive = 8_192
     """Texts that may wait in each lane (single and batch requests); beyond, 503 with Retry-After."""
     max_waiting_tokens: Positive = 400_000
@@ -83,7 +83,7 @@ class Batching(_Group):
     bulk_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the model's time that batch requests are sure of while single texts wait."""
     wait_s: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How long a run that is not full waits for more texts; 0 is best on CPUs."""
+    """How long a run that is not full waits for more texts; 0 starts it at once."""
 
 
 class Cache(_Group):

@@ -18,8 +18,8 @@ from app.inference.tokenizer import TokenIds
 
 Probabilities: TypeAlias = tuple[float, ...]  # in the order of the labels
 
-# Widths are multiples of this: OpenVINO keeps compiled code for each shape it meets. Over 900 random batches memory
-# grew from 490 to 977 MiB with every width, to 604 MiB with these, at the same speed.
+# Widths are multiples of this: OpenVINO keeps compiled code for each shape it meets. After 900 random batches the
+# process held 977 MiB with every width, 604 MiB with these.
 _COLUMNS = 8
 _WARM_UP_SHARES = (1 / 64, 1 / 16, 1 / 4, 1)  # of the largest batch
 

@@ -1,30 +1,23 @@
 """Labelled text files in, clean examples out: reading, cleaning, removing duplicates and leaks.
 
-Knows the file formats and the recipe's list of sources; nothing of models.
+Knows the recipe's list of sources; nothing of models.
 """
 
-import csv
-import gzip
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, cast
 
 from app.domain.cleaning import clean
 from app.domain.errors import CannotProceed
 from app.domain.labels import LABELS, Label
+from app.domain.rows import BadRow, read_rows
 
 _FINGERPRINT_CHARACTERS = 20
 
 
 class MissingFile(CannotProceed):
     """A data file is not where it was looked for."""
-
-
-class BadRow(CannotProceed):
-    """A row of a data file cannot be used; the message names file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ def read_examples(path: Path, source: Source) -> list[Example]:
         BadRow: a row is not JSON, lacks its text, or has an unknown label.
     """
     examples = []
-    for number, row in _rows(path):
+    for number, row in read_rows(path):
         raw = row.get(source.text)
         label = source.label or row.get("label") or None  # a CSV writes null as nothing
         if not isinstance(raw, str):
@@ -90,33 +83,11 @@ def read_examples(path: Path, source: Source) -> list[Example]:
 def read_texts(path: Path) -> list[str]:
     """Return the cleaned texts of a JSON lines or CSV file, labelled or not."""
     texts = []
-    for number, row in _rows(path):
+    for number, row in read_rows(path):
         if not isinstance(text := row.get("text"), str):
             raise BadRow(f"{path}, line {number}: no text in column 'text'")
         texts.append(clean(text))
     return texts
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    with cast(
-        TextIO, gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
-    ) as lines:
-        if path.name.removesuffix(".gz").endswith(".csv"):
-            reader = csv.DictReader(lines)
-            try:
-                for row in reader:
-                    yield reader.line_num, row
-            except csv.Error as error:
-                raise BadRow(f"{path}, line {reader.line_num}: {error}") from None
-            return
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BadRow(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise BadRow(f"{path}, line {number}: not a JSON object")
-            yield number, row
 
 
 @dataclass(frozen=True, slots=True)

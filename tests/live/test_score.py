@@ -66,12 +66,13 @@ def test_csv_as_spreadsheets_write_it_is_read_too(tmp_path: Path, answers: list[
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("texts.csv", "id,review\n1,好\n".encode(), "has no column 'text'"),
-        ("texts.csv", "text\n很好\n".encode("gbk"), "texts.csv"),
-        ("texts.jsonl", '{"text": "好"}\n{"review": "好"}\n'.encode(), "line 2: not a JSON object with 'text'"),
-        ("texts.jsonl", '{"text": "很好"}\n'.encode("gbk"), "texts.jsonl"),
+        ("texts.csv", "id,review\n1,好\n".encode(), "line 2: no text in column 'text'"),
+        ("texts.csv", "text\n很好\n".encode("gbk"), "texts.csv is not in UTF-8"),
+        ("texts.jsonl", '{"text": "好"}\n{"review": "好"}\n'.encode(), "line 2: no text in column 'text'"),
+        ("texts.jsonl", b"5\n", "line 1: not a JSON object"),
+        ("texts.jsonl", '{"text": "很好"}\n'.encode("gbk"), "texts.jsonl is not in UTF-8"),
     ],
-    ids=["no column", "GBK in CSV", "no field", "GBK in JSON lines"],
+    ids=["no column", "GBK in CSV", "no field", "no object", "GBK in JSON lines"],
 )
 def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)

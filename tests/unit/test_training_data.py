@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.labels import Label
-from app.training.data import BadRow, Example, MissingFile, Source, find, prepare, read_examples, read_texts
+from app.domain.rows import BadRow
+from app.training.data import Example, MissingFile, Source, find, prepare, read_examples, read_texts
 
 LONG = "这家酒店的位置非常方便出门就是地铁站房间也很干净早餐的种类丰富前台服务热情下次出差还会再来住的"
 
