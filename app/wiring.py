@@ -44,7 +44,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         streams=settings.batching.workers,
     )
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
-    health = ModelHealth(bundle.golden, tokenizer, manifest.labels)
+    health = ModelHealth(bundle.golden, tokenizer, manifest.heads.columns)
     metrics = Metrics()
     metrics.describe(
         name=manifest.name,
@@ -64,7 +64,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             Engine(
                 model,
                 pad_id=manifest.pad_id,
-                labels=len(manifest.labels),
+                heads=manifest.heads.sizes,
                 longest=manifest.max_tokens,
                 workers=settings.batching.workers,
             )
@@ -91,7 +91,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             tokenizer=tokenizer,
             batcher=batcher,
             cache=MemoryCache(max_bytes=settings.cache.max_bytes, ttl_s=settings.cache.ttl_s),
-            labels=manifest.labels,
+            heads=manifest.heads,
+            threshold=manifest.calibration.threshold if manifest.calibration else 0.0,
             limits=TextLimits(settings.limits.max_characters, settings.limits.max_bytes),
             fingerprint=bundle.fingerprint,
         )

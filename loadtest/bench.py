@@ -48,7 +48,7 @@ def measure_ceiling(texts: Sequence[str]) -> Callable[[], float]:
         precision=settings.model.precision,
         threads=settings.model.threads or usable_threads(),
     )
-    engine = Engine(model, pad_id=manifest.pad_id, labels=len(manifest.labels), longest=manifest.max_tokens)
+    engine = Engine(model, pad_id=manifest.pad_id, heads=manifest.heads.sizes, longest=manifest.max_tokens)
     tokens = sorted((text.ids for text in tokenizer.encode(texts)), key=len)
     batches = [tokens[start : start + 32] for start in range(0, len(tokens), 32)]
 

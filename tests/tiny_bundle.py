@@ -1,6 +1,7 @@
 """A bundle small enough to make in a test, and its model once more in plain numpy.
 
-A text's logits are the mean of its characters' leanings, so that an answer can be foretold by reading the text.
+A text's logits are the mean of its characters' leanings, so that an answer can be foretold by reading the text. The
+model has both heads, and characters that lean in one of them alone.
 """
 
 import json
@@ -19,16 +20,26 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 
 from app.domain.cleaning import CLEANING_VERSION, clean
-from app.domain.labels import LABELS
-from app.inference.bundle import GOLDEN, MANIFEST, MODEL, TOKENIZER, Manifest, record_file
+from app.domain.labels import LABELS, Heads
+from app.inference.bundle import GOLDEN, MANIFEST, MODEL, TOKENIZER, Calibration, Manifest, record_file
 from app.inference.tokenizer import Tokenizer
 
 MAX_TOKENS = 16
 HEAD_TOKENS = 6
 PAD_ID = 1
 POISON = "毒"  # the model answers a text that holds it with what is not a number
+EMOTIONS = ("angry", "happy", "neutral")
+HEADS = Heads(LABELS, EMOTIONS)
+THRESHOLD = 0.6
 
-_LEANINGS = {"negative": "差坏烂慢贵", "neutral": "吗问几点么", "positive": "好喜爱棒快"}
+_LEANINGS = {
+    "negative": "差坏烂慢贵",
+    "neutral": "吗问几点么",
+    "positive": "好喜爱棒快",
+    "emotion:angry": "气怒骂",
+    "emotion:happy": "笑乐哈",
+    "emotion:neutral": "嗯哦呢",
+}
 _OTHERS = "我你的了很饭店家人天，。！？[]"
 _VOCABULARY = ("<s>", "<pad>", "</s>", "<unk>", *"".join(_LEANINGS.values()), *_OTHERS, POISON)
 _GOLDEN_TEXTS = (
@@ -37,15 +48,18 @@ _GOLDEN_TEXTS = (
     "请问几点开门？",
     "很喜爱这家店，饭好",
     "我的天，又贵又慢，饭也烂，人很差，再也不来了",
+    "笑，店家也笑",
+    "怒",
 )
 
 
 def _weights() -> NDArray[np.float32]:
     """Return the leanings (V, L), V of the vocabulary."""
-    weights = np.random.default_rng(20190501).normal(0, 0.3, (len(_VOCABULARY), len(LABELS))).astype(np.float32)
-    for column, label in enumerate(LABELS):
-        for character in _LEANINGS[label]:
-            weights[_VOCABULARY.index(character), column] += 4
+    shape = (len(_VOCABULARY), len(HEADS.columns))
+    weights = np.random.default_rng(20190501).normal(0, 0.3, shape).astype(np.float32)
+    for number, column in enumerate(HEADS.columns):
+        for character in _LEANINGS[column]:
+            weights[_VOCABULARY.index(character), number] += 4
     weights[_VOCABULARY.index(POISON)] = np.nan
     return weights
 
@@ -59,8 +73,8 @@ class TinyModel:
         return logits
 
 
-def tiny_onnx(*, ids: str = "input_ids", labels: int = len(LABELS)) -> bytes:
-    """Return the model as ONNX; `ids` names its first input, `labels` is the width of its answer."""
+def tiny_onnx(*, ids: str = "input_ids", columns: int = len(HEADS.columns)) -> bytes:
+    """Return the model as ONNX; `ids` names its first input, `columns` is the width of its answer."""
     nodes = [
         helper.make_node("Gather", ["leanings", ids], ["each"]),  # (B, T, L)
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -73,7 +87,7 @@ def tiny_onnx(*, ids: str = "input_ids", labels: int = len(LABELS)) -> bytes:
     ]
     constants = {
         "leanings": _weights(),
-        "identity": np.eye(len(LABELS), labels, dtype=np.float32),
+        "identity": np.eye(len(HEADS.columns), columns, dtype=np.float32),
         "middle": np.array([1]),
         "last": np.array([2]),
     }
@@ -81,7 +95,7 @@ def tiny_onnx(*, ids: str = "input_ids", labels: int = len(LABELS)) -> bytes:
         nodes,
         "tiny",
         [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in (ids, "attention_mask")],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", labels])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", columns])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
@@ -89,17 +103,17 @@ def tiny_onnx(*, ids: str = "input_ids", labels: int = len(LABELS)) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def write_tiny_bundle(directory: Path, **changes: Any) -> Path:
+def write_tiny_bundle(directory: Path, *, heads: Heads = HEADS, **changes: Any) -> Path:
     """Write a bundle into `directory` and return it; `changes` replace fields of its manifest."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / MODEL).write_bytes(tiny_onnx())
+    (directory / MODEL).write_bytes(tiny_onnx(columns=len(heads.columns)))
     _tokenizer().save(str(directory / TOKENIZER))
     rows = [
-        {"text": text, "probabilities": dict(zip(LABELS, shares, strict=True))}
-        for text, shares in zip(_GOLDEN_TEXTS, _answers(directory), strict=True)
+        {"text": text, "probabilities": dict(zip(heads.columns, shares, strict=True))}
+        for text, shares in zip(_GOLDEN_TEXTS, _answers(directory, heads), strict=True)
     ]
     (directory / GOLDEN).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return seal(directory, **changes)
+    return seal(directory, **{"emotions": heads.emotions, **changes})
 
 
 def seal(directory: Path, **changes: Any) -> Path:
@@ -108,6 +122,15 @@ def seal(directory: Path, **changes: Any) -> Path:
         name="tiny",
         version="0.0.1",
         labels=LABELS,
+        emotions=EMOTIONS,
+        calibration=Calibration(
+            temperatures={"polarity": 1.0, "emotion": 1.0},
+            error_before={"polarity": 0.02, "emotion": 0.03},
+            error_after={"polarity": 0.01, "emotion": 0.02},
+            threshold=THRESHOLD,
+            certain_share=0.9,
+            certain_accuracy=0.95,
+        ),
         max_tokens=MAX_TOKENS,
         head_tokens=HEAD_TOKENS,
         pad_id=PAD_ID,
@@ -131,13 +154,13 @@ def _tokenizer() -> RustTokenizer:
     return tokenizer
 
 
-def _answers(directory: Path) -> list[list[float]]:
+def _answers(directory: Path, heads: Heads) -> list[list[float]]:
     session = onnxruntime.InferenceSession(str(directory / MODEL), providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer(directory / TOKENIZER, max_tokens=MAX_TOKENS, head_tokens=HEAD_TOKENS)
     answers = []
     for tokenized in tokenizer.encode([clean(text) for text in _GOLDEN_TEXTS]):
         ids = np.array([tokenized.ids])
         (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-        shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
-        answers.append([float(share) for share in shares])
+        by_head = np.split(np.exp(logits[0]), np.cumsum(heads.sizes)[:-1])
+        answers.append([float(share) for head in by_head for share in head / head.sum()])
     return answers

@@ -1,10 +1,12 @@
 """The JSON of requests and answers."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from app.api.problems import ItemProblem
+from app.domain.sentiment import most_probable
 from app.inference.classifier import Classified
 
 _MOST_FIELDS: Final = 8  # far above what a request has; each unknown one is reported
@@ -53,7 +55,17 @@ class ModelName(BaseModel):
     """Which model answered."""
 
     name: str = Field(examples=["e5-zh-sentiment"])
-    version: str = Field(examples=["1.0.0"])
+    version: str = Field(examples=["2.0.0"])
+
+
+class Emotion(BaseModel):
+    """What the writer of a text feels."""
+
+    label: str = Field(description="The most probable emotion", examples=["happy"])
+    probabilities: dict[str, float] = Field(
+        description="Of every emotion; but for rounding they sum to 1",
+        examples=[{"angry": 0.0031, "happy": 0.9803, "neutral": 0.0166}],
+    )
 
 
 class SentimentAnswer(BaseModel):
@@ -64,6 +76,12 @@ class SentimentAnswer(BaseModel):
     probabilities: dict[str, float] = Field(
         description="Of every label; but for rounding they sum to 1",
         examples=[{"negative": 0.0121, "neutral": 0.0067, "positive": 0.9812}],
+    )
+    certain: bool = Field(
+        description="The confidence reaches the model's threshold; a person may want to read the others"
+    )
+    emotion: Emotion | None = Field(
+        default=None, description="What the writer feels; only of models that have learnt to tell"
     )
     truncated: bool = Field(description="The text was longer than the model's window: head and tail were read")
     cached: bool = Field(description="The answer was remembered, not computed")
@@ -120,7 +138,19 @@ def _fields(classified: Classified) -> dict[str, Any]:
     return {
         "label": sentiment.label,
         "confidence": round(sentiment.confidence, 4),
-        "probabilities": {label: round(share, 4) for label, share in sentiment.probabilities.items()},
+        "probabilities": _rounded(sentiment.probabilities),
+        "certain": sentiment.certain,
+        "emotion": _emotion(sentiment.emotions),
         "truncated": sentiment.truncated,
         "cached": classified.cached,
     }
+
+
+def _emotion(probabilities: Mapping[str, float] | None) -> Emotion | None:
+    if probabilities is None:
+        return None
+    return Emotion(label=most_probable(probabilities), probabilities=_rounded(probabilities))
+
+
+def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in probabilities.items()}

@@ -11,7 +11,7 @@ from typing import Final
 
 from app.domain.emoticons import NAMES, WECHAT_ENGLISH_NAMES, WECHAT_SLASH_CODES
 
-CLEANING_VERSION: Final = 1
+CLEANING_VERSION: Final = 2
 
 LINK: Final = "[链接]"
 EMAIL: Final = "[邮箱]"
@@ -36,6 +36,8 @@ _REPEATED_CHARACTER = re.compile(rf"([^\d\s])\1{{{_LONGEST_RUN},}}")
 # html.unescape() raises on numbers too long for Python; no code point has as many digits.
 _ENDLESS_REFERENCE = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,};?")
 _BLANKS = re.compile(r"\s+")
+# 「太 难 吃 了」: three and more Han characters, each on its own.
+_SPACED_OUT = re.compile(r"(?<!\w)(?:[\u3400-\u9fff] ){2,}[\u3400-\u9fff](?!\w)")
 # Invisible, or without meaning to a model: controls, format characters (zero-width, bidirectional marks, BOM),
 # surrogates, private use and unassigned code points, and what else Unicode calls default-ignorable (fillers,
 # variation selectors).
@@ -49,9 +51,9 @@ def clean(text: str) -> str:
     """Return `text` in the one spelling the model was trained on; it may be empty.
 
     In order: invisible characters dropped, links and e-mail addresses replaced by placeholders, compatibility forms
-    folded (Unicode NFKC, UAX #15), HTML entities and tags resolved, emoticon codes brought to ``[name]``, @mentions
-    replaced, runs of one character or emoticon cut to three (digits are left alone: 10000 is not 1000), blanks
-    collapsed.
+    folded (Unicode NFKC, UAX #15), HTML entities and tags resolved, WeChat's slash codes brought to ``[name]``,
+    @mentions replaced, blanks collapsed, single Han characters set apart by blanks joined, other emoticon codes
+    brought to ``[name]``, runs of one character or emoticon cut to three (digits are left alone: 10000 is not 1000).
     """
     text = text.translate(_INVISIBLE)
     # Before folding: a full-width comma ends a link, the plain one it becomes would not.
@@ -64,12 +66,14 @@ def clean(text: str) -> str:
         text = _HTML_TAG.sub(" ", text)
     if "/:" in text:
         text = _SLASH_CODE.sub(_name_slash_code, text)
-    if "[" in text or "《" in text:
-        text = _REPEATED_EMOTICON.sub(r"\1" * _LONGEST_RUN, _BRACKETED.sub(_name_emoticon, text))
     if "@" in text:
         text = _MENTION.sub(MENTION, text)
-    text = _REPEATED_CHARACTER.sub(r"\1" * _LONGEST_RUN, text)
-    return _BLANKS.sub(" ", text).strip()
+    text = _BLANKS.sub(" ", text).strip()
+    if " " in text:
+        text = _SPACED_OUT.sub(lambda match: match[0].replace(" ", ""), text)
+    if "[" in text or "《" in text:
+        text = _REPEATED_EMOTICON.sub(r"\1" * _LONGEST_RUN, _BRACKETED.sub(_name_emoticon, text))
+    return _REPEATED_CHARACTER.sub(r"\1" * _LONGEST_RUN, text)
 
 
 def _name_slash_code(match: re.Match[str]) -> str:

@@ -10,13 +10,20 @@ class Sentiment:
 
     probabilities: Mapping[str, float]
     truncated: bool  # the text was longer than the model's window
+    certain: bool = True  # the confidence reaches the model's threshold
+    emotions: Mapping[str, float] | None = None  # probabilities by emotion, of a model that tells them
 
     @property
     def label(self) -> str:
         """The most probable label."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
+        return most_probable(self.probabilities)
 
     @property
     def confidence(self) -> float:
         """The probability of `label`."""
         return max(self.probabilities.values())
+
+
+def most_probable(probabilities: Mapping[str, float]) -> str:
+    """Return the name with the highest probability, of equals the first."""
+    return max(probabilities, key=probabilities.__getitem__)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from app.domain.cleaning import CLEANING_VERSION
 from app.domain.errors import StartupError
+from app.domain.labels import Heads
 
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
@@ -32,6 +33,20 @@ class FileRecord(_Record):
     sha256: str
 
 
+class Calibration(_Record):
+    """How far probabilities can be read as rates, measured on the dev texts when the bundle was made.
+
+    The temperatures are part of the model already. Errors are expected calibration errors (Naeini et al. 2015).
+    """
+
+    temperatures: dict[str, float]  # by head
+    error_before: dict[str, float]
+    error_after: dict[str, float]
+    threshold: Annotated[float, Field(ge=0, le=1)]  # answers of lower confidence are not certain
+    certain_share: float
+    certain_accuracy: float
+
+
 class Manifest(_Record):
     """What `bundle.json` says."""
 
@@ -39,6 +54,8 @@ class Manifest(_Record):
     name: str
     version: str
     labels: Annotated[tuple[str, ...], Field(min_length=2)]  # in the order of the logits
+    emotions: tuple[str, ...] = ()  # of a second head, whose logits follow
+    calibration: Calibration | None = None
     max_tokens: int
     head_tokens: int
     pad_id: int
@@ -53,9 +70,14 @@ class Manifest(_Record):
             raise ValueError(f"head_tokens must lie between 1 and {self.max_tokens - 1}")
         return self
 
+    @property
+    def heads(self) -> Heads:
+        """The labels of both heads."""
+        return Heads(self.labels, self.emotions)
+
 
 class GoldenText(_Record):
-    """A text and the answer that the exported model gave in full precision when the bundle was made."""
+    """A text and the probability of each column that the exported model gave in full precision."""
 
     text: str
     probabilities: dict[str, float]
@@ -111,7 +133,7 @@ def open_bundle(directory: Path) -> Bundle:
         golden = _GOLDEN_TEXTS.validate_json((directory / GOLDEN).read_bytes())
     except ValidationError as error:
         raise StartupError(f"{directory / GOLDEN} is not a list of golden texts: {error}") from None
-    if any(text.probabilities.keys() != set(manifest.labels) for text in golden):
+    if any(text.probabilities.keys() != set(manifest.heads.columns) for text in golden):
         raise StartupError(f"{directory / GOLDEN} does not record a probability for each label of {MANIFEST}")
     return Bundle(directory, manifest, hashlib.sha256(content).hexdigest(), tuple(golden))
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from app.domain.errors import DeadlineExceeded, InvalidText, ModelFailure, ServiceError
 from app.domain.intake import TextLimits, accept
+from app.domain.labels import Heads
 from app.domain.sentiment import Sentiment
 from app.inference.batcher import Batcher, Lane
 from app.inference.engine import Probabilities
@@ -45,7 +46,10 @@ class Classified:
 
 
 class Classifier:
-    """Classifies texts with one model. Identical texts in flight are computed once."""
+    """Classifies texts with one model. Identical texts in flight are computed once.
+
+    Answers are certain from a confidence of `threshold` on.
+    """
 
     def __init__(
         self,
@@ -53,14 +57,16 @@ class Classifier:
         tokenizer: Tokenizer,
         batcher: Batcher[TokenIds, Probabilities],
         cache: SentimentCache,
-        labels: Sequence[str],
+        heads: Heads,
+        threshold: float,
         limits: TextLimits,
         fingerprint: str,
     ) -> None:
         self._tokenizer = tokenizer
         self._batcher = batcher
         self._cache = cache
-        self._labels = tuple(labels)
+        self._heads = heads
+        self._threshold = threshold
         self._limits = limits
         self._key = bytes.fromhex(fingerprint)
         self._flights: SingleFlight[bytes, Probabilities] = SingleFlight()
@@ -128,8 +134,9 @@ class Classifier:
         computed: dict[bytes, Sentiment] = {}
         for key, text, outcome in zip(missing, tokenized, outcomes, strict=True):
             if isinstance(outcome, tuple):
-                sentiment = Sentiment(dict(zip(self._labels, outcome, strict=True)), text.truncated)
-                computed[key] = sentiment
+                polarity, emotions = self._heads.name(outcome)
+                certain = max(polarity.values()) >= self._threshold
+                computed[key] = sentiment = Sentiment(polarity, text.truncated, certain, emotions)
                 found[key] = Classified(sentiment, cached=False)
             else:
                 found[key] = outcome if isinstance(outcome, ServiceError) else ModelFailure(str(outcome))

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Protocol, Self, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from app.domain.errors import ModelFailure, StartupError
 from app.inference.cost import CostModel
 from app.inference.tokenizer import TokenIds
 
-Probabilities: TypeAlias = tuple[float, ...]  # in the order of the labels
+Probabilities: TypeAlias = tuple[float, ...]  # in the order of the logits; those of each head sum to 1
 
 # Widths are multiples of this: OpenVINO keeps compiled code for each shape it meets. After 900 random batches the
 # process held 977 MiB with every width, 604 MiB with these.
@@ -33,15 +34,16 @@ class Model(Protocol):
 
 
 class Engine:
-    """Runs batches of texts of up to `longest` tokens, `workers` batches at once.
+    """Runs batches of texts of up to `longest` tokens, `workers` batches at once, on a model with `heads` logits each.
 
     Leave the `async with` only when no batch is running.
     """
 
-    def __init__(self, model: Model, *, pad_id: int, labels: int, longest: int, workers: int = 1) -> None:
+    def __init__(self, model: Model, *, pad_id: int, heads: Sequence[int], longest: int, workers: int = 1) -> None:
         self._model = model
         self._pad_id = pad_id
-        self._labels = labels
+        self._heads = tuple(heads)
+        self._ends = tuple(accumulate(heads))
         self._longest = longest
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="model")
 
@@ -99,11 +101,12 @@ class Engine:
             logits = self._model.run(input_ids, attention_mask)
         except Exception as error:
             raise ModelFailure(f"{type(error).__name__}: {error}") from error
-        if logits.shape != (len(batch), self._labels):
-            raise ModelFailure(f"the model answered with shape {logits.shape}, not {(len(batch), self._labels)}")
+        if logits.shape != (len(batch), self._ends[-1]):
+            raise ModelFailure(f"the model answered with shape {logits.shape}, not {(len(batch), self._ends[-1])}")
         if not np.isfinite(logits).all():
             raise ModelFailure("the model answered with a number that is not finite")
-        return [tuple(row) for row in _softmax(logits).tolist()]
+        shares = [_softmax(logits[:, end - size : end]) for size, end in zip(self._heads, self._ends, strict=True)]
+        return [tuple(row) for row in np.concatenate(shares, axis=1).tolist()]
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

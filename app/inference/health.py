@@ -21,10 +21,10 @@ _HUNG_S = 10.0  # the largest batch takes a third of a second on two plain cores
 class ModelHealth:
     """Watches the batches; after a failed one, only a golden text rightly answered restores trust."""
 
-    def __init__(self, golden: Sequence[GoldenText], tokenizer: Tokenizer, labels: Sequence[str]) -> None:
+    def __init__(self, golden: Sequence[GoldenText], tokenizer: Tokenizer, columns: Sequence[str]) -> None:
         self._golden = tuple(golden)
         self._tokens = [text.ids for text in tokenizer.encode([clean(row.text) for row in golden])]
-        self._labels = tuple(labels)
+        self._columns = tuple(columns)
         self._doubted = False
 
     async def prove(self, engine: Engine) -> None:
@@ -69,7 +69,7 @@ class ModelHealth:
 
     def _difference(self, index: int, answer: Probabilities) -> str | None:
         expected = self._golden[index].probabilities
-        worst = max(abs(expected[label] - found) for label, found in zip(self._labels, answer, strict=True))
+        worst = max(abs(expected[column] - found) for column, found in zip(self._columns, answer, strict=True))
         if worst <= TOLERANCE:
             return None
         return f"golden text {index} is off by {worst:.3f}, at most {TOLERANCE:g} is allowed"

@@ -10,8 +10,11 @@ pytestmark = pytest.mark.anyio
 
 MakeCache = Callable[[], SentimentCache]
 
-_GOOD = Sentiment({"negative": 0.1, "neutral": 0.2, "positive": 0.7}, truncated=False)
+_GOOD = Sentiment(
+    {"negative": 0.1, "neutral": 0.2, "positive": 0.7}, truncated=False, emotions={"happy": 0.9, "angry": 0.1}
+)
 _BAD = Sentiment({"negative": 0.8, "neutral": 0.15, "positive": 0.05}, truncated=True)
+_UNSURE = Sentiment({"negative": 0.4, "neutral": 0.3, "positive": 0.3}, truncated=False, certain=False)
 
 
 # A further cache joins here.
@@ -45,6 +48,13 @@ async def test_what_was_put_is_found_unchanged(cache: SentimentCache) -> None:
     assert await cache.get_many([_key(2), _key(1)]) == {_key(1): _GOOD, _key(2): _BAD}
 
 
+async def test_certainty_and_emotions_are_remembered(cache: SentimentCache) -> None:
+    await cache.put_many({_key(1): _GOOD, _key(2): _BAD, _key(3): _UNSURE})
+    found = await cache.get_many([_key(1), _key(2), _key(3)])
+    assert [found[_key(number)].certain for number in (1, 2, 3)] == [True, True, False]
+    assert [found[_key(number)].emotions for number in (1, 2, 3)] == [{"happy": 0.9, "angry": 0.1}, None, None]
+
+
 async def test_only_what_was_asked_for_is_found(cache: SentimentCache) -> None:
     await cache.put_many({_key(1): _GOOD, _key(2): _BAD})
     assert await cache.get_many([_key(1), _key(3)]) == {_key(1): _GOOD}
@@ -60,6 +70,7 @@ async def test_labels_keep_their_order(cache: SentimentCache) -> None:
     await cache.put_many({_key(1): _GOOD})
     found = await cache.get_many([_key(1)])
     assert list(found[_key(1)].probabilities) == ["negative", "neutral", "positive"]
+    assert list(found[_key(1)].emotions or ()) == ["happy", "angry"]
 
 
 async def test_a_key_may_be_asked_for_twice(cache: SentimentCache) -> None:

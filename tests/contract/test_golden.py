@@ -24,7 +24,7 @@ def test_golden_texts_get_the_probabilities_of_torch(
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     tokens = [text.ids for text in tokenizer.encode([clean(row.text) for row in bundle.golden])]
     model = open_model(bundle.model_file, provider=provider, precision=precision, threads=1)
-    engine = Engine(model, pad_id=manifest.pad_id, labels=len(manifest.labels), longest=manifest.max_tokens)
-    expected = np.array([[row.probabilities[label] for label in manifest.labels] for row in bundle.golden])
+    engine = Engine(model, pad_id=manifest.pad_id, heads=manifest.heads.sizes, longest=manifest.max_tokens)
+    expected = np.array([[row.probabilities[column] for column in manifest.heads.columns] for row in bundle.golden])
     assert np.abs(np.array(engine.run_now(tokens)) - expected).max() <= tolerance
     assert max(len(ids) for ids in tokens) > 64  # a long one is among them

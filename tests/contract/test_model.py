@@ -16,7 +16,7 @@ from app.inference.engine import Engine, Model, Probabilities
 from app.inference.processor import has_bf16
 from app.inference.session import Precision, Provider, open_model
 from app.inference.tokenizer import TokenIds
-from tests.tiny_bundle import MAX_TOKENS, PAD_ID, TinyModel
+from tests.tiny_bundle import HEADS, MAX_TOKENS, PAD_ID, TinyModel
 
 _OpenModel: TypeAlias = Callable[[Path], Model]
 _TOLERANCE = {"fp32": 1e-5, "bf16": 0.01}
@@ -45,7 +45,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def engine(kind: str, tiny_bundle: Path) -> Engine:
-    return Engine(_models()[kind](tiny_bundle), pad_id=PAD_ID, labels=3, longest=64)
+    return Engine(_models()[kind](tiny_bundle), pad_id=PAD_ID, heads=HEADS.sizes, longest=64)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(engine: Engine, tolerance: flo
 @settings(max_examples=25, deadline=None)
 @given(st.lists(_tokens, min_size=1, max_size=6))
 def test_every_model_answers_as_the_numpy_one(engine: Engine, tolerance: float, batch: list[TokenIds]) -> None:
-    reference = Engine(TinyModel(), pad_id=PAD_ID, labels=3, longest=64)
+    reference = Engine(TinyModel(), pad_id=PAD_ID, heads=HEADS.sizes, longest=64)
     assert _differ(engine.run_now(batch), reference.run_now(batch)) <= tolerance
 
 
@@ -81,7 +81,7 @@ def test_there_is_one_finite_row_per_input(tiny_bundle: Path, kind: str) -> None
     for rows, columns in ((1, 1), (1, MAX_TOKENS), (7, 3), (64, MAX_TOKENS)):
         ids = np.full((rows, columns), 4)
         logits = model.run(ids, np.ones_like(ids))
-        assert logits.shape == (rows, 3)
+        assert logits.shape == (rows, len(HEADS.columns))
         assert logits.dtype == np.float32
         assert np.isfinite(logits).all()
 

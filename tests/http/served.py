@@ -28,7 +28,7 @@ from app.main import create_app
 from app.services import Services
 from app.settings import Limits, Model, Server, Settings
 from app.telemetry.prometheus import Metrics
-from tests.tiny_bundle import TinyModel
+from tests.tiny_bundle import THRESHOLD, TinyModel
 
 MAX_BODY_BYTES = 20_000
 MAX_CHARACTERS = 50
@@ -84,7 +84,7 @@ async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolic
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     metrics = Metrics()
     async with (
-        Engine(model, pad_id=manifest.pad_id, labels=3, longest=64) as engine,
+        Engine(model, pad_id=manifest.pad_id, heads=manifest.heads.sizes, longest=64) as engine,
         Batcher[TokenIds, Probabilities](
             engine.run, policy, tokens=len, cost=CostModel(), observe=metrics.observe_batch
         ) as batcher,
@@ -99,7 +99,8 @@ async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolic
                 tokenizer=tokenizer,
                 batcher=batcher,
                 cache=MemoryCache(max_bytes=0, ttl_s=1),
-                labels=manifest.labels,
+                heads=manifest.heads,
+                threshold=THRESHOLD,
                 limits=TextLimits(MAX_CHARACTERS, MAX_BYTES),
                 fingerprint=bundle.fingerprint,
             ),

@@ -101,7 +101,7 @@ async def test_what_clients_make_up_creates_no_series(fresh_client: httpx.AsyncC
     async def odd_requests(mark: str) -> None:
         await fresh_client.get(f"/{mark}")
         await fresh_client.get(f"/v1/sentiment/{mark}")
-        await fresh_client.post(f"/v1/sentiment?{mark}", json={"text": mark})
+        await fresh_client.post(f"/v1/sentiment?{mark}", json={"text": f"好好好好{mark}"})
         await fresh_client.post("/v1/sentiment", json={mark: mark}, headers={"X-Request-ID": mark, "User-Agent": mark})
 
     await _metrics(fresh_client)

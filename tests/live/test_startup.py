@@ -1,13 +1,14 @@
 import json
+import re
 import socket
 from pathlib import Path
 
 import onnxruntime
 import pytest
 
-from app.inference.bundle import GOLDEN, TOKENIZER
+from app.inference.bundle import GOLDEN, MODEL, TOKENIZER
 from tests.live.served import run_command
-from tests.tiny_bundle import seal, write_tiny_bundle
+from tests.tiny_bundle import HEADS, seal, tiny_onnx, write_tiny_bundle
 
 
 def test_a_misspelt_setting_stops_the_start_with_one_clear_line() -> None:
@@ -44,7 +45,7 @@ def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
 
 
 def test_a_bundle_whose_answers_are_not_as_recorded_is_not_served(tmp_path: Path) -> None:
-    golden = [{"text": "好", "probabilities": {"negative": 0.7, "neutral": 0.2, "positive": 0.1}}]
+    golden = [{"text": "好", "probabilities": dict.fromkeys(HEADS.columns, 1 / 3)}]
     (write_tiny_bundle(tmp_path) / GOLDEN).write_text(json.dumps(golden))
     assert "does not answer as recorded" in _reason(seal(tmp_path))
 
@@ -55,6 +56,11 @@ def test_a_bundle_whose_window_has_no_room_for_a_tail_is_not_served(tmp_path: Pa
 
 def test_a_bundle_with_fewer_labels_than_its_model_is_not_served(tmp_path: Path) -> None:
     assert "each label" in _reason(write_tiny_bundle(tmp_path, labels=["negative", "positive"]))
+
+
+def test_a_bundle_whose_model_lacks_the_second_head_is_not_served(tmp_path: Path) -> None:
+    (write_tiny_bundle(tmp_path) / MODEL).write_bytes(tiny_onnx(columns=3))
+    assert re.search(r"answered with shape \(\d+, 3\), not \(\d+, 6\)", _reason(seal(tmp_path)))
 
 
 def test_a_bundle_with_a_broken_tokenizer_is_not_served(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.domain.cleaning import CLEANING_VERSION
 from app.domain.errors import StartupError
+from app.domain.labels import LABELS, Heads
 from app.inference.bundle import GOLDEN, MANIFEST, MODEL, TOKENIZER, open_bundle
-from tests.tiny_bundle import seal, write_tiny_bundle
+from tests.tiny_bundle import HEADS, THRESHOLD, seal, write_tiny_bundle
 
 
 @pytest.fixture
@@ -20,6 +22,32 @@ def test_a_sound_bundle_opens(bundle: Path) -> None:
     assert opened.model_file.is_file()
     assert opened.tokenizer_file.is_file()
     assert [row.text for row in opened.golden][:2] == ["好", "这家店差"]
+
+
+def test_a_bundle_names_both_heads_and_the_threshold(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert manifest.heads == HEADS
+    assert manifest.calibration is not None
+    assert manifest.calibration.threshold == THRESHOLD
+
+
+def test_a_bundle_without_emotions_or_calibration_opens(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path, heads=Heads(LABELS))
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    del manifest["emotions"], manifest["calibration"]
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    opened = open_bundle(bundle).manifest
+    assert opened.heads == Heads(LABELS)
+    assert opened.calibration is None
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, "high", None])
+def test_a_threshold_that_is_no_probability_is_refused(bundle: Path, threshold: object) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["calibration"]["threshold"] = threshold
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(StartupError, match=r"calibration\.threshold"):
+        open_bundle(bundle)
 
 
 def test_a_directory_that_is_absent_is_not_a_bundle(tmp_path: Path) -> None:
@@ -64,7 +92,7 @@ def test_text_cleaned_otherwise_is_not_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"colour": "red"}, {"format": 2}, {"labels": ["one"]}, {"max_tokens": "many"}])
-def test_a_manifest_with_an_odd_field_is_refused_by_name(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_manifest_with_an_odd_field_is_refused_by_name(tmp_path: Path, change: dict[str, Any]) -> None:
     bundle = write_tiny_bundle(tmp_path, **change)
     with pytest.raises(StartupError, match=next(iter(change))):
         open_bundle(bundle)
@@ -106,6 +134,21 @@ def test_golden_texts_must_record_every_label(bundle: Path) -> None:
     (bundle / GOLDEN).write_text('[{"text": "好", "probabilities": {"positive": 1}}]', encoding="utf-8")
     with pytest.raises(StartupError, match="each label"):
         open_bundle(seal(bundle))
+
+
+@pytest.mark.parametrize("column", HEADS.columns)
+def test_a_golden_text_that_lacks_one_column_is_refused(bundle: Path, column: str) -> None:
+    golden = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))
+    del golden[-1]["probabilities"][column]
+    (bundle / GOLDEN).write_text(json.dumps(golden), encoding="utf-8")
+    with pytest.raises(StartupError, match="each label"):
+        open_bundle(seal(bundle))
+
+
+@pytest.mark.parametrize("emotions", [(), ("angry", "happy"), ("angry", "happy", "calm")])
+def test_golden_texts_of_other_emotions_than_the_manifests_are_refused(bundle: Path, emotions: tuple[str, ...]) -> None:
+    with pytest.raises(StartupError, match="each label"):
+        open_bundle(seal(bundle, emotions=emotions))
 
 
 def test_the_fingerprint_changes_with_every_file_and_with_nothing_else(bundle: Path) -> None:

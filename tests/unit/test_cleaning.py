@@ -181,7 +181,52 @@ def test_runs_of_a_digit_are_left_alone(text: str) -> None:
 
 
 def test_blanks_of_every_kind_collapse_to_one() -> None:
-    assert clean("\u3000 很\t\r\n好\u00a0\u2003吃\x85\u2028!  ") == "很 好 吃 !"
+    assert clean("\u3000 饭\t\r\n很好\u00a0\u2003吃\x85\u2028!  ") == "饭 很好 吃 !"
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("太 难 吃", "太难吃"),
+        ("太 难 吃 了", "太难吃了"),
+        (" 太\u3000难 \n 吃\t了 ", "太难吃了"),
+        ("真的 太 难 吃 了 退款", "真的 太难吃了 退款"),
+        ("服务差，太 难 吃 了！", "服务差,太难吃了!"),
+        ("「太 难 吃 了」", "「太难吃了」"),
+        ("太 难 吃 。 不 来 了", "太难吃 。 不来了"),
+        ("😭太 难 吃 了[二哈]", "😭太难吃了[二哈]"),
+        ("太 难 吃 了吗", "太难吃 了吗"),
+        ("啊太 难 吃 了", "啊太 难吃了"),
+        ("3天 太 难 吃 A", "3天 太难吃 A"),
+        ("@客服 太 难 吃 了", "@用户 太难吃了"),
+        ("@张 太 难 吃 了", "@用户 太难吃了"),
+        ("太<br>难<br>吃", "太难吃"),
+        ("哈 哈 哈 哈 哈 哈", "哈哈哈"),
+        ("《泪 流 满 面》", "[泪流满面]"),
+    ],
+)
+def test_single_han_characters_set_apart_by_blanks_are_joined(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
+    assert clean(cleaned) == cleaned
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "太 差",
+        "太 差,难 吃",
+        "味道 很好 下次 再来",
+        "味道 很 好 下次 再来",
+        "a b c d",
+        "好 A 差 B 贵",
+        "3 月 5 日 到",
+        "好 ! 差 ! 贵",
+        "好a 差b 贵c",
+        "は て な",
+    ],
+)
+def test_words_pairs_and_other_letters_keep_their_blanks(text: str) -> None:
+    assert clean(text) == text
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u3000\n\t", "\u200b\ufeff", "<br><br/>", "&nbsp;", "\x00\x1f"])
@@ -201,6 +246,7 @@ def test_a_text_without_content_is_cleaned_to_nothing(text: str) -> None:
         "有问题发邮件 kefu@example.com 或看 www.example.com，谢谢",
         "ＯＭＧ❤️\u200b这也太好吃了吧～～～～～",
         "退款，退款，退款！！！订单号2024000000001",
+        "太 难 吃 了！！ 真 的 真 的 ，退 款 [大 哭 了][大 哭 了][大 哭 了][大 哭 了]",
     ],
 )
 def test_cleaning_a_message_again_changes_nothing(text: str) -> None:
@@ -226,6 +272,13 @@ _SNIPPETS = [
     " ",
 ]
 _texts = st.lists(st.characters(exclude_categories=()) | st.sampled_from(_SNIPPETS), max_size=40).map("".join)
+
+
+@given(st.text(st.sampled_from("太难吃泪流满面哈A3-:@[]《》,。 "), max_size=40))
+@settings(deadline=None, max_examples=400)
+def test_joining_characters_leaves_nothing_to_join_name_or_cut(text: str) -> None:
+    once = clean(text)
+    assert clean(once) == once
 
 
 @given(_texts)

@@ -32,12 +32,12 @@ def _first_id_wins(input_ids: NDArray[np.int64], _: NDArray[np.int64]) -> Logits
 
 
 async def _run(rule: Callable[[NDArray[np.int64], NDArray[np.int64]], Logits]) -> list[tuple[float, ...]]:
-    async with Engine(_Model(rule), pad_id=PAD_ID, labels=3, longest=64) as engine:
+    async with Engine(_Model(rule), pad_id=PAD_ID, heads=(3,), longest=64) as engine:
         return await engine.run([(0,), (1,)])
 
 
 async def test_rows_come_back_in_order() -> None:
-    async with Engine(_Model(_first_id_wins), pad_id=PAD_ID, labels=3, longest=64) as engine:
+    async with Engine(_Model(_first_id_wins), pad_id=PAD_ID, heads=(3,), longest=64) as engine:
         rows = await engine.run([(2, 0), (0,), (1, 1, 1), (0, 2)])
     assert [row.index(max(row)) for row in rows] == [2, 0, 1, 0]
     assert all(sum(row) == pytest.approx(1) for row in rows)
@@ -50,20 +50,37 @@ async def test_short_rows_are_padded_behind_and_masked() -> None:
         seen.append((input_ids.tolist(), attention_mask.tolist()))
         return np.zeros((len(input_ids), 3), np.float32)
 
-    async with Engine(_Model(keep), pad_id=7, labels=3, longest=64) as engine:
+    async with Engine(_Model(keep), pad_id=7, heads=(3,), longest=64) as engine:
         await engine.run([(4, 5, 6), (4,)])
     assert seen == [([[4, 5, 6] + [7] * 5, [4] + [7] * 7], [[1, 1, 1] + [0] * 5, [1] + [0] * 7])]
 
 
 @pytest.mark.parametrize(("tokens", "columns"), [(1, 8), (8, 8), (9, 16), (33, 36), (36, 36), (40, 40)])
 async def test_widths_come_in_steps_up_to_the_longest(tokens: int, columns: int) -> None:
-    async with Engine(_Model(_first_id_wins), pad_id=PAD_ID, labels=3, longest=36) as engine:
+    async with Engine(_Model(_first_id_wins), pad_id=PAD_ID, heads=(3,), longest=36) as engine:
         assert engine.columns(tokens) == columns
 
 
 async def test_large_logits_do_not_overflow() -> None:
     rows = await _run(lambda ids, _: np.full((len(ids), 3), [1e30, 0, -1e30], np.float32))
     assert rows == [(1, 0, 0), (1, 0, 0)]
+
+
+async def test_each_head_has_probabilities_of_its_own() -> None:
+    logits = [[0, 0, 0, 1e4, 0], [np.log(2), 0, 0, 0, np.log(3)]]
+    model = _Model(lambda *_: np.array(logits, np.float32))
+    async with Engine(model, pad_id=PAD_ID, heads=(3, 2), longest=64) as engine:
+        rows = await engine.run([(0,), (1,)])
+    assert rows[0] == pytest.approx((1 / 3, 1 / 3, 1 / 3, 1, 0))
+    assert rows[1] == pytest.approx((1 / 2, 1 / 4, 1 / 4, 1 / 4, 3 / 4))
+
+
+@pytest.mark.parametrize("heads", [(3,), (3, 2), (2, 2), (5,)])
+async def test_heads_of_another_width_than_the_models_are_a_model_failure(heads: tuple[int, ...]) -> None:
+    model = _Model(lambda ids, _: np.zeros((len(ids), 6), np.float32))
+    async with Engine(model, pad_id=PAD_ID, heads=heads, longest=64) as engine:
+        with pytest.raises(ModelFailure, match=r"shape \(1, 6\)"):
+            await engine.run([(0,)])
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
@@ -88,7 +105,7 @@ async def test_what_the_model_raises_is_a_model_failure() -> None:
 
 async def test_the_engine_answers_again_after_a_failure() -> None:
     answers = iter([np.full((1, 3), np.nan, np.float32), np.zeros((1, 3), np.float32)])
-    async with Engine(_Model(lambda *_: next(answers)), pad_id=PAD_ID, labels=3, longest=64) as engine:
+    async with Engine(_Model(lambda *_: next(answers)), pad_id=PAD_ID, heads=(3,), longest=64) as engine:
         with pytest.raises(ModelFailure):
             await engine.run([(0,)])
         assert await engine.run([(0,)]) == [pytest.approx((1 / 3, 1 / 3, 1 / 3))]
@@ -97,7 +114,7 @@ async def test_the_engine_answers_again_after_a_failure() -> None:
 @pytest.fixture
 async def warm() -> AsyncIterator[tuple[CostModel, list[tuple[int, ...]]]]:
     model = _Model(lambda ids, _: np.zeros((len(ids), 3), np.float32))
-    async with Engine(model, pad_id=PAD_ID, labels=3, longest=16) as engine:
+    async with Engine(model, pad_id=PAD_ID, heads=(3,), longest=16) as engine:
         yield engine.warm_up(max_tokens=256), model.shapes
 
 

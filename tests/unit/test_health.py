@@ -15,7 +15,7 @@ from app.inference.cost import CostModel
 from app.inference.engine import Engine, Probabilities
 from app.inference.health import ModelHealth
 from app.inference.tokenizer import TokenIds, Tokenizer
-from tests.tiny_bundle import PAD_ID, TinyModel
+from tests.tiny_bundle import HEADS, PAD_ID, TinyModel
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,7 @@ _TEXT: TokenIds = (0, 4, 5, 2)
 class _Model(TinyModel):
     """The tiny model, that can be broken and mended."""
 
-    state: Literal["sound", "raising", "wrong", "wrong in batches"] = "sound"
+    state: Literal["sound", "raising", "wrong", "wrong in batches", "wrong of emotions"] = "sound"
     runs: int = field(default=0)
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -35,6 +35,8 @@ class _Model(TinyModel):
         if self.state == "raising":
             raise RuntimeError("out of order")
         logits = super().run(input_ids, attention_mask)
+        if self.state == "wrong of emotions":
+            return np.concatenate([logits[:, :3], logits[:, :2:-1]], axis=1)
         wrong = self.state == "wrong" or (self.state == "wrong in batches" and len(input_ids) > 1)
         return logits[:, ::-1] if wrong else logits
 
@@ -61,12 +63,12 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def _health(bundle: Bundle) -> ModelHealth:
     manifest = bundle.manifest
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
-    return ModelHealth(bundle.golden, tokenizer, manifest.labels)
+    return ModelHealth(bundle.golden, tokenizer, manifest.heads.columns)
 
 
 @asynccontextmanager
 async def _engine(model: TinyModel) -> AsyncIterator[Engine]:
-    async with Engine(model, pad_id=PAD_ID, labels=3, longest=64) as engine:
+    async with Engine(model, pad_id=PAD_ID, heads=HEADS.sizes, longest=64) as engine:
         yield engine
 
 
@@ -87,9 +89,9 @@ async def test_a_model_that_answers_as_recorded_is_proven(bundle: Bundle) -> Non
         await _health(bundle).prove(engine)
 
 
-@pytest.mark.parametrize("state", ["wrong", "wrong in batches"])
+@pytest.mark.parametrize("state", ["wrong", "wrong in batches", "wrong of emotions"])
 async def test_a_model_that_answers_otherwise_stops_the_start(
-    bundle: Bundle, state: Literal["wrong", "wrong in batches"]
+    bundle: Bundle, state: Literal["wrong", "wrong in batches", "wrong of emotions"]
 ) -> None:
     async with _engine(_Model(state)) as engine:
         with pytest.raises(StartupError, match="does not answer as recorded: golden text 0 is off by"):

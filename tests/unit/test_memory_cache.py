@@ -1,14 +1,17 @@
+import random
 import time
+import tracemalloc
 
 import pytest
 
 from app.cache.memory import ENTRY_BYTES, MemoryCache
+from app.domain.labels import LABELS, Heads
 from app.domain.sentiment import Sentiment
 
 pytestmark = pytest.mark.anyio
 
-GOOD = Sentiment({"negative": 0.1, "positive": 0.9}, truncated=False)
-BAD = Sentiment({"negative": 0.8, "positive": 0.2}, truncated=True)
+GOOD = Sentiment({"negative": 0.1, "positive": 0.9}, truncated=False, emotions={"angry": 0.2, "happy": 0.8})
+BAD = Sentiment({"negative": 0.8, "positive": 0.2}, truncated=True, certain=False)
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,16 @@ async def test_a_cache_without_room_remembers_nothing(max_bytes: int) -> None:
     await cache.put_many({b"key": GOOD})
     assert await cache.get_many([b"key"]) == {}
     assert len(cache) == 0
+
+
+async def test_an_entry_takes_no_more_memory_than_it_is_counted_as() -> None:
+    heads = Heads(LABELS, ("angry", "fear", "happy", "sad", "surprise", "neutral"))
+    cache = room_for(20_000)
+    tracemalloc.start()
+    for number in range(20_000):
+        polarity, emotions = heads.name([random.random() for _ in heads.columns])  # noqa: S311 (no secret)
+        await cache.put_many({number.to_bytes(16): Sentiment(polarity, truncated=False, emotions=emotions)})
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(cache) == 20_000
+    assert taken <= 20_000 * ENTRY_BYTES
