@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that `serve` loads neither t
 import asyncio
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,6 +96,14 @@ def settings() -> None:
 
 
 @cli.command()
+def options() -> None:
+    """Print every option of a recipe with its default, as a Markdown table."""
+    from app.training.recipe import render_options
+
+    print(render_options())
+
+
+@cli.command()
 def score(
     file: Annotated[Path, typer.Argument(help="Texts: JSON lines or CSV with a column 'text'.", exists=True)],
     output: Annotated[Path, typer.Option(help="Where to write the answers, as JSON lines.")],
@@ -142,20 +151,59 @@ def export(
 @cli.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)],
-    files: Annotated[list[Path], typer.Argument(help="Labelled texts: JSON lines or CSV.", exists=True)],
-    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
+    files: Annotated[list[Path], typer.Argument(help="Labelled texts: JSON lines, CSV or Parquet.", exists=True)],
+    output: Annotated[
+        Path | None, typer.Option(help="Directory to write evaluation.json, .md and .html into.", file_okay=False)
+    ] = None,
     provider: Annotated[Literal["auto", "cuda", "openvino", "cpu"], typer.Option(help="Execution provider.")] = "auto",
     precision: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic.")] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Try another window than the bundle's.")] = None,
     head_tokens: Annotated[int | None, typer.Option(help="Try another split of the window.")] = None,
+    baselines: Annotated[
+        Path | None, typer.Option(help="Recipe on whose data to train baselines to compare with; takes minutes.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Directory with the files of that recipe.")] = Path(),
 ) -> None:
-    """Measure a bundle as it is served: accuracy by file, and whether answers depend on the batch."""
-    from app.training.evaluate import evaluate_bundle, render
+    """Measure a bundle as it is served: accuracy, calibration, speed, and whether answers depend on the batch."""
+    from app.training.evaluate import evaluate_bundle
+    from app.training.report import render_html, render_markdown
 
     _log_to_stderr()
     figures = evaluate_bundle(
         bundle, files, provider=provider, precision=precision, max_tokens=max_tokens, head_tokens=head_tokens
     )
-    print(render(figures))
+    if baselines is not None:
+        from app.training.baselines import add_baselines
+
+        figures = add_baselines(figures, files, recipe_file=baselines, data=data)
+    print(render_markdown(figures))
     if output is not None:
-        output.write_text(figures.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        output.mkdir(parents=True, exist_ok=True)
+        contents = {
+            "json": figures.model_dump_json(indent=2) + "\n",
+            "md": render_markdown(figures) + "\n",
+            "html": render_html(figures),
+        }
+        for ending, content in contents.items():
+            (output / f"evaluation.{ending}").write_text(content, encoding="utf-8")
+
+
+@cli.command()
+def variants(
+    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)],
+    files: Annotated[list[Path], typer.Argument(help="Labelled texts: JSON lines, CSV or Parquet.", exists=True)],
+    output: Annotated[Path | None, typer.Option(help="Where to write the table, as Markdown.", dir_okay=False)] = None,
+) -> None:
+    """Measure other forms of a bundle's model: size, speed, and how many answers differ from its own."""
+    from app.inference.bundle import open_bundle
+    from app.training.data import Source, read_examples
+    from app.training.variants import measure_variants, render_variants
+
+    _log_to_stderr("warning")
+    labels = open_bundle(bundle).manifest.labels
+    examples = [example for file in files for example in read_examples(file, Source(file.name), labels=labels)]
+    with tempfile.TemporaryDirectory() as scratch:
+        table = render_variants(measure_variants(bundle, examples, Path(scratch)))
+    print(table)
+    if output is not None:
+        output.write_text(table + "\n", encoding="utf-8")

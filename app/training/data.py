@@ -1,19 +1,28 @@
-"""Labelled text files in, clean examples out: reading, cleaning, removing duplicates and leaks.
+"""Labelled text files in, clean examples out: reading, cleaning, splitting, removing duplicates and leaks.
 
 Knows the recipe's list of sources; nothing of models.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from datasketch import MinHash, MinHashLSH
+from pydantic import Field
+from sklearn.model_selection import train_test_split
 
 from app.domain.cleaning import clean
 from app.domain.errors import CannotProceed
-from app.domain.labels import LABELS, Label
+from app.domain.labels import LABELS
 from app.domain.rows import BadRow, read_rows
 
 _FINGERPRINT_CHARACTERS = 20
+_SHINGLE = 3  # characters
+_PERMUTATIONS = 64  # of a MinHash: its estimate of a Jaccard similarity is off by about 0.06
+_SHORT = 12  # letters; shorter texts resemble each other by chance
+_SMALLEST_STRATUM = 2
 
 
 class MissingFile(CannotProceed):
@@ -22,21 +31,29 @@ class MissingFile(CannotProceed):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled text, cleaned."""
+    """One text, cleaned, with what is known of it. None: not labelled."""
 
     text: str
-    label: Label
+    label: str | None
     source: str
+    emotion: str | None = None
+    category: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of texts: JSON lines or CSV, optionally gzipped, with the columns `text` and `label`."""
+    """A file of texts: JSON lines, CSV or Parquet, the first two optionally gzipped."""
 
     file: str
-    text: str = "text"  # name of the column that holds the text
-    label: Label | None = None  # the label of every row, for files without such a column
-    repeat: int = 1  # how often an epoch shows each of its texts
+    text: Annotated[str, Field(description="Column of the text")] = "text"
+    label: Annotated[str | None, Field(description="The label of every row, for files without such a column")] = None
+    label_column: str = "label"
+    mapping: Annotated[
+        Mapping[str, str], Field(description='From what stands in that column, as `{ "5" = "positive" }` for stars')
+    ] = field(default_factory=dict, hash=False)
+    repeat: Annotated[int, Field(ge=1, description="How often an epoch shows each of its texts")] = 1
+    dev_share: Annotated[float, Field(ge=0, lt=1, description="Set aside as dev, with the same shares of labels")] = 0.0
+    taught: Annotated[bool, Field(description="Teachers have a say beside its labels")] = True
 
     @property
     def name(self) -> str:
@@ -52,42 +69,74 @@ def find(file: str, directories: Iterable[Path]) -> Path:
     """
     tried = [directory / file for directory in directories]
     for path in tried:
-        if path.is_file():
+        if path.exists():
             return path
     raise MissingFile(f"no file {' or '.join(map(str, tried))}")
 
 
-def read_examples(path: Path, source: Source) -> list[Example]:
-    """Return the labelled rows of the file `path`, laid out as `source` says.
+def read_examples(
+    path: Path, source: Source, *, labels: Sequence[str] = LABELS, emotions: Sequence[str] = ()
+) -> list[Example]:
+    """Return the rows of the file `path`, laid out as `source` says, that have a text and a label or an emotion.
 
-    Rows whose label is null or whose text is blank are left out.
+    Emotions are read where `emotions` names any.
 
     Raises:
-        BadRow: a row is not JSON, lacks its text, or has an unknown label.
+        BadRow: a row is not readable, lacks its text, or has an unknown label or emotion.
     """
     examples = []
     for number, row in read_rows(path):
-        raw = row.get(source.text)
-        label = source.label or row.get("label") or None  # a CSV writes null as nothing
-        if not isinstance(raw, str):
-            raise BadRow(f"{path}, line {number}: no text in column {source.text!r}")
-        if label is None:
-            continue
-        if label not in LABELS:
-            raise BadRow(f"{path}, line {number}: label {label!r} is none of {', '.join(LABELS)}")
-        if text := clean(raw):
-            examples.append(Example(text, label, source.name))
+        where = f"{path}, line {number}"
+        if not isinstance(raw := row.get(source.text), str):
+            raise BadRow(f"{where}: no text in column {source.text!r}")
+        label = source.label or _label_of(row, source)
+        if label is not None and label not in labels:
+            raise BadRow(f"{where}: label {label!r} is none of {', '.join([*source.mapping, *labels])}")
+        emotion = row.get("emotion") or None if emotions else None
+        if emotion is not None and emotion not in emotions:
+            raise BadRow(f"{where}: emotion {emotion!r} is none of {', '.join(emotions)}")
+        if (label is not None or emotion is not None) and (text := clean(raw)):
+            category = row.get("category") or None
+            examples.append(
+                Example(
+                    text, label, source.name, str(emotion) if emotion else None, str(category) if category else None
+                )
+            )
     return examples
 
 
-def read_texts(path: Path) -> list[str]:
-    """Return the cleaned texts of a JSON lines or CSV file, labelled or not."""
+def _label_of(row: Mapping[str, object], source: Source) -> str | None:
+    found = row.get(source.label_column)
+    if found is None or found == "":  # a CSV writes null as nothing
+        return None
+    written = str(int(found)) if isinstance(found, float) and found.is_integer() else str(found)
+    return source.mapping.get(written, written)
+
+
+def read_texts(path: Path, source: Source) -> list[str]:
+    """Return the cleaned texts of a file, labelled or not.
+
+    Raises:
+        BadRow: a row is not readable or lacks its text.
+    """
     texts = []
     for number, row in read_rows(path):
-        if not isinstance(text := row.get("text"), str):
-            raise BadRow(f"{path}, line {number}: no text in column 'text'")
+        if not isinstance(text := row.get(source.text), str):
+            raise BadRow(f"{path}, line {number}: no text in column {source.text!r}")
         texts.append(clean(text))
-    return texts
+    return [text for text in texts if text]
+
+
+def split(examples: Sequence[Example], dev_share: float, *, seed: int = 0) -> tuple[list[Example], list[Example]]:
+    """Return `examples` in two parts, the second of about `dev_share`, with the same labels and emotions in both."""
+    strata = [(example.label or "", example.emotion or "") for example in examples]
+    sizes = Counter(strata)
+    kinds = [" ".join(stratum) if sizes[stratum] >= _SMALLEST_STRATUM else "rare" for stratum in strata]
+    counts = Counter(kinds)
+    roomy = len(counts) <= len(examples) * min(dev_share, 1 - dev_share)  # each part can hold each kind
+    stratify = kinds if roomy and min(counts.values(), default=0) >= _SMALLEST_STRATUM else None
+    train, dev = train_test_split(list(examples), test_size=dev_share, random_state=seed, stratify=stratify)
+    return train, dev
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +144,24 @@ class Report:
     """What preparing a training set removed, and what is left by source and label."""
 
     duplicates: int
+    near_duplicates: int
     conflicting: int
     leaked: int
     kept: Counter[tuple[str, str]]
 
 
-def prepare(training: Iterable[Example], held_out: Iterable[Example]) -> tuple[list[Example], Report]:
+def prepare(
+    training: Iterable[Example], held_out: Iterable[Example], *, near_duplicates: float | None = None
+) -> tuple[list[Example], Report]:
     """Return `training` without repeated texts, texts with contradicting labels, and texts that `held_out` knows.
 
     A text counts as known when a held-out text has the same letters and digits or, where both have over 40, the same
-    first or the same last 20 of them: review corpora share reviews whose ends were edited.
+    first or the same last 20 of them: review corpora share reviews whose ends were edited. With `near_duplicates`, of
+    texts with the same labels whose sets of three-character shingles have at least this Jaccard similarity (estimated
+    by MinHash, Broder 1997), the first is kept.
     """
     known = {mark for example in held_out for mark in _fingerprints(example.text)}
-    labels: dict[str, set[Label]] = {}
+    labels: dict[str, set[str]] = {}
     examples: dict[str, Example] = {}
     total = leaked = 0
     for example in training:
@@ -116,16 +170,36 @@ def prepare(training: Iterable[Example], held_out: Iterable[Example]) -> tuple[l
         if known.intersection(marks):
             leaked += 1
             continue
-        labels.setdefault(marks[0], set()).add(example.label)
+        labels.setdefault(marks[0], set()).update([example.label] if example.label else [])
         examples.setdefault(marks[0], example)
-    kept = [example for mark, example in examples.items() if len(labels[mark]) == 1]
-    conflicting = len(examples) - len(kept)
+    consistent = {mark: example for mark, example in examples.items() if len(labels[mark]) <= 1}
+    kept = (
+        list(consistent.values()) if near_duplicates is None else _without_near_duplicates(consistent, near_duplicates)
+    )
     return kept, Report(
         duplicates=total - leaked - len(examples),
-        conflicting=conflicting,
+        near_duplicates=len(consistent) - len(kept),
+        conflicting=len(examples) - len(consistent),
         leaked=leaked,
-        kept=Counter((example.source, example.label) for example in kept),
+        kept=Counter((example.source, example.label or "unlabelled") for example in kept),
     )
+
+
+def _without_near_duplicates(examples: Mapping[str, Example], similarity: float) -> list[Example]:
+    kept = []
+    seen: dict[tuple[str | None, str | None], MinHashLSH] = {}
+    for number, (letters, example) in enumerate(examples.items()):
+        if len(letters) >= _SHORT:
+            labels = (example.label, example.emotion)
+            if (index := seen.get(labels)) is None:
+                index = seen[labels] = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS)
+            sketch = MinHash(num_perm=_PERMUTATIONS)
+            sketch.update_batch([letters[at : at + _SHINGLE].encode() for at in range(len(letters) - _SHINGLE + 1)])
+            if index.query(sketch):
+                continue
+            index.insert(number, sketch)
+        kept.append(example)
+    return kept
 
 
 def _fingerprints(text: str) -> list[str]:

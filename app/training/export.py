@@ -19,12 +19,13 @@ from transformers import BertForSequenceClassification
 
 from app.domain.cleaning import CLEANING_VERSION, clean
 from app.domain.errors import CannotProceed
-from app.domain.labels import LABELS
-from app.inference.bundle import GOLDEN, MANIFEST, MODEL, TOKENIZER, Manifest, record_file
+from app.domain.labels import Heads
+from app.inference.bundle import GOLDEN, MANIFEST, MODEL, TOKENIZER, Calibration, Manifest, record_file
 from app.inference.engine import Engine
 from app.inference.processor import usable_threads
 from app.inference.session import open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
+from app.training.finetune import CALIBRATION
 from app.training.recipe import Recipe
 
 PARITY = 1e-3  # largest difference of a probability between torch and the exported model, both in fp32
@@ -54,9 +55,9 @@ def export_bundle(model_directory: Path, recipe: Recipe, output: Path) -> Path:
         ExportRefused: labels differ from the product's, or ONNX differs from torch by more than `PARITY`.
     """
     model = BertForSequenceClassification.from_pretrained(model_directory, attn_implementation="eager").eval()
-    labels = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
-    if labels != LABELS:
-        raise ExportRefused(f"the model's labels are {labels}, not {LABELS}")
+    columns = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    if columns != recipe.heads.columns:
+        raise ExportRefused(f"the model answers {columns}, the recipe names {recipe.heads.columns}")
     final = output / recipe.name / recipe.version
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".export-") as scratch:
@@ -76,19 +77,25 @@ def _write_bundle(directory: Path, model: BertForSequenceClassification, model_d
     )
     tokens = [text.ids for text in tokenizer.encode([clean(text) for text in recipe.golden])]
     pad_id = model.config.pad_token_id or 0
-    expected = _torch_probabilities(model, tokens)
-    difference = float(np.abs(expected - _onnx_probabilities(directory / MODEL, tokens, pad_id)).max())
+    heads = recipe.heads
+    expected = _torch_probabilities(model, tokens, heads)
+    difference = float(np.abs(expected - _onnx_probabilities(directory / MODEL, tokens, heads, pad_id)).max())
     if difference > PARITY:
         raise ExportRefused(f"probabilities of torch and ONNX differ by {difference:.5f}, at most {PARITY} is allowed")
     golden = [
-        {"text": text, "probabilities": {label: round(float(p), 6) for label, p in zip(LABELS, row, strict=True)}}
+        {
+            "text": text,
+            "probabilities": {label: round(float(p), 6) for label, p in zip(heads.columns, row, strict=True)},
+        }
         for text, row in zip(recipe.golden, expected, strict=True)
     ]
     (directory / GOLDEN).write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     manifest = Manifest(
         name=recipe.name,
         version=recipe.version,
-        labels=LABELS,
+        labels=recipe.labels,
+        emotions=recipe.emotions,
+        calibration=_calibration(model_directory),
         max_tokens=recipe.tokens.max_tokens,
         head_tokens=recipe.tokens.head_tokens,
         pad_id=pad_id,
@@ -133,12 +140,19 @@ def _store_in_half(graph: Any) -> None:
     graph.node.extend(nodes)
 
 
-def _torch_probabilities(model: BertForSequenceClassification, texts: Sequence[TokenIds]) -> NDArray[np.float64]:
+def _calibration(model_directory: Path) -> Calibration | None:
+    file = model_directory / CALIBRATION
+    return Calibration.model_validate_json(file.read_bytes()) if file.is_file() else None
+
+
+def _torch_probabilities(
+    model: BertForSequenceClassification, texts: Sequence[TokenIds], heads: Heads
+) -> NDArray[np.float64]:
     with torch.inference_mode():
-        rows = [model(input_ids=torch.tensor([ids])).logits[0].double().softmax(dim=0) for ids in texts]
-    return torch.stack(rows).numpy()
+        rows = [model(input_ids=torch.tensor([ids])).logits[0].double() for ids in texts]
+    return np.array([torch.cat([head.softmax(dim=0) for head in row.split(heads.sizes)]).numpy() for row in rows])
 
 
-def _onnx_probabilities(file: Path, texts: Sequence[TokenIds], pad_id: int) -> NDArray[np.float64]:
+def _onnx_probabilities(file: Path, texts: Sequence[TokenIds], heads: Heads, pad_id: int) -> NDArray[np.float64]:
     model = open_model(file, provider="cpu", precision="fp32", threads=usable_threads())
-    return np.array(Engine(model, pad_id=pad_id, labels=len(LABELS), longest=max(map(len, texts))).run_now(texts))
+    return np.array(Engine(model, pad_id=pad_id, heads=heads.sizes, longest=max(map(len, texts))).run_now(texts))

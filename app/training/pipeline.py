@@ -1,54 +1,140 @@
 """From a recipe to a fine-tuned model: the steps in order."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from app.training import e5
-from app.training.data import Example, Source, find, prepare, read_examples, read_texts
-from app.training.finetune import fine_tune
-from app.training.recipe import read_recipe
+from app.training.adaptation import adapt
+from app.training.augmentation import augmented
+from app.training.data import Example, Report, find, prepare, read_examples, read_texts, split
+from app.training.distillation import soft_labels
+from app.training.export import export_bundle
+from app.training.finetune import CALIBRATION, fine_tune
+from app.training.recipe import Recipe, read_recipe
 
 _log = structlog.get_logger(__name__)
 
 
-def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | None, resume: bool) -> None:
-    """Fine-tune by the recipe; files are looked for beside it, then in `data`.
+def read_data(recipe: Recipe, places: Sequence[Path]) -> tuple[list[Example], list[Example], list[str]]:
+    """Return what the recipe trains on (clean, once each), its dev examples, and its unlabelled texts.
 
     Raises:
         BadRow: a data file has a row that cannot be used.
         MissingFile: a data file is missing.
     """
+    data = recipe.data
+    read = {
+        source: read_examples(find(source.file, places), source, labels=recipe.labels, emotions=recipe.emotions)
+        for source in (*data.train, *data.dev, *data.test)
+    }
+    parts = {source: split(read[source], source.dev_share) for source in data.train if source.dev_share}
+    dev = [example for source in data.dev for example in read[source]]
+    dev += [example for _, part in parts.values() for example in part]
+    held_out = [*dev, *(example for source in data.test for example in read[source])]
+    rows = [example for source in data.train for example in (parts[source][0] if source in parts else read[source])]
+    if data.as_published:
+        return rows, dev, []
+    train, report = prepare(rows, held_out, near_duplicates=data.near_duplicates)
+    _tell(report, len(train))
+    known = {example.text for example in train}
+    unlabelled = [
+        Example(text, None, source.name)
+        for source in data.unlabelled
+        for text in read_texts(find(source.file, places), source)
+        if text not in known
+    ]
+    unlabelled, _ = prepare(unlabelled, held_out, near_duplicates=data.near_duplicates)
+    return train, dev, [example.text for example in unlabelled]
+
+
+def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | None, resume: bool) -> None:
+    """Adapt and fine-tune by the recipe; files are looked for beside it, then in `data`.
+
+    With `resume` a finished step is not done again and a step that was interrupted goes on from its last checkpoint.
+
+    Raises:
+        BadRow: a data file has a row that cannot be used.
+        MissingFile: a data file or a teacher is missing.
+    """
     recipe = read_recipe(recipe_file)
+    if resume and (output / CALIBRATION).is_file():  # what fine-tuning writes last
+        _log.info("fine-tuned already", directory=str(output))
+        return
     places = (recipe_file.parent, data)
-
-    def read(sources: tuple[Source, ...]) -> list[Example]:
-        return [example for source in sources for example in read_examples(find(source.file, places), source)]
-
-    dev = read(recipe.data.dev)
-    train, report = prepare(read(recipe.data.train), [*dev, *read(recipe.data.test)])
-    _log.info(
-        "data prepared", kept=len(train), duplicates=report.duplicates, conflicting=report.conflicting,
-        leaked=report.leaked,
-    )  # fmt: skip
-    for (source, label), texts in sorted(report.kept.items()):
-        _log.info("data source", source=source, label=label, texts=texts)
+    train, dev, unlabelled = read_data(recipe, places)
+    texts = [*(example.text for example in train), *unlabelled]
+    teachers = _train_teachers(recipe, recipe_file, data, output, base=base, resume=resume)
     if base is None:
         base = output / "base"
         if not (resume and base.is_dir()):
-            corpus = [example.text for example in train]
-            for file in recipe.data.unlabelled:
-                corpus += read_texts(find(file, places))
-            pieces = e5.save_base(base, corpus)
-            _log.info("base model written", directory=str(base), pieces=pieces)
-    repeats = {source.name: source.repeat for source in recipe.data.train}
+            _log.info("base model written", directory=str(base), pieces=e5.save_base(base, texts))
+    if recipe.adaptation is not None:
+        adapted = output / "adapted"
+        if not (resume and (adapted / "config.json").is_file()):
+            loss = adapt(base, adapted, texts, settings=recipe.adaptation, resume=resume)
+            _log.info("adapted", directory=str(adapted), loss=round(loss, 3))
+        base = adapted
+    shown, soft = _what_is_shown(recipe, teachers, train, unlabelled)
     metrics = fine_tune(
         base,
         output,
-        [example for example in train for _ in range(repeats[example.source])],
+        shown,
         dev,
+        heads=recipe.heads,
         tokens=recipe.tokens,
         settings=recipe.fine_tuning,
+        soft=soft,
         resume=resume,
     )
     _log.info("fine-tuned", directory=str(output), **{name: round(value, 4) for name, value in metrics.items()})
+
+
+def _train_teachers(
+    recipe: Recipe, recipe_file: Path, data: Path, output: Path, *, base: Path | None, resume: bool
+) -> list[Path]:
+    """Return the bundles of the recipe's teachers, made now unless `resume` finds them."""
+    distillation = recipe.fine_tuning.distillation
+    bundles = []
+    for file in distillation.teachers if distillation else ():
+        teacher_file = find(file, [recipe_file.parent])
+        teacher = read_recipe(teacher_file)
+        bundle = output / "teachers" / teacher.name / teacher.version
+        if not (resume and bundle.is_dir()):
+            run = output / "teachers" / f"{teacher.name}-run"
+            train_recipe(teacher_file, data, run, base=base, resume=resume)
+            export_bundle(run, teacher, output / "teachers")
+        bundles.append(bundle)
+    return bundles
+
+
+def _what_is_shown(
+    recipe: Recipe, teachers: Sequence[Path], train: Sequence[Example], unlabelled: Sequence[str]
+) -> tuple[list[Example], NDArray[np.float32] | None]:
+    """Return the examples of an epoch and, where the recipe has teachers, their probabilities beside them."""
+    sources = {source.name: source for source in recipe.data.train}
+    shown = [example for example in train for _ in range(sources[example.source].repeat)]
+    shown += augmented(train, recipe.data.augment, seed=recipe.fine_tuning.seed)
+    if not teachers:
+        return shown, None
+    shown += [Example(text, None, "unlabelled") for text in unlabelled]
+    taught = [example.source not in sources or sources[example.source].taught for example in shown]
+    asked = list(dict.fromkeys(example.text for example, is_taught in zip(shown, taught, strict=True) if is_taught))
+    answers = dict(zip(asked, soft_labels(asked, teachers, recipe.labels), strict=True))
+    silence = np.full(len(recipe.labels), np.nan, np.float32)
+    soft = np.array(
+        [answers[example.text] if is_taught else silence for example, is_taught in zip(shown, taught, strict=True)]
+    )
+    return shown, soft
+
+
+def _tell(report: Report, kept: int) -> None:
+    _log.info(
+        "data prepared", kept=kept, duplicates=report.duplicates, near_duplicates=report.near_duplicates,
+        conflicting=report.conflicting, leaked=report.leaked,
+    )  # fmt: skip
+    for (source, label), texts in sorted(report.kept.items()):
+        _log.info("data source", source=source, label=label, texts=texts)
