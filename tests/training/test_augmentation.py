@@ -2,7 +2,7 @@ import random
 import re
 from itertools import groupby
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.cleaning import clean
@@ -20,16 +20,19 @@ def _in_order(pattern: str, text: str) -> list[str]:
     return [found for found, _ in groupby(re.findall(pattern, text))]
 
 
+@settings(deadline=None)
 @given(_texts, _seeds)
 def test_no_spelling_loses_moves_or_adds_a_negation(text: str, rng: random.Random) -> None:
     assert _in_order("[不没别未]|not", respell(text, rng)) == _in_order("[不没别未]|not", text)
 
 
+@settings(deadline=None)
 @given(_texts, _seeds)
 def test_emoticons_numbers_and_placeholders_stay_whole(text: str, rng: random.Random) -> None:
     assert _in_order(r"\[微笑\]|50|@用户", respell(text, rng)) == _in_order(r"\[微笑\]|50|@用户", text)
 
 
+@settings(deadline=None)
 @given(_seeds)
 def test_a_question_gets_no_other_ending(rng: random.Random) -> None:
     assert re.fullmatch("请问几点开门[?]{0,3}", respell("请问几点开门?", rng))
