@@ -30,7 +30,7 @@ from app.training.recipe import Recipe
 
 PARITY = 1e-3  # largest difference of a probability between torch and the exported model, both in fp32
 _TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
-_SMALL = 1024  # initialisers of fewer elements (norms, biases, shapes) stay as they are
+SMALL = 1024  # initialisers of fewer elements (norms, biases, shapes) stay as they are
 
 
 class ExportRefused(CannotProceed):
@@ -52,7 +52,7 @@ def export_bundle(model_directory: Path, recipe: Recipe, output: Path) -> Path:
     `BertForSequenceClassification.from_pretrained` takes, with a `tokenizer.json`.
 
     Raises:
-        ExportRefused: labels differ from the product's, or ONNX differs from torch by more than `PARITY`.
+        ExportRefused: the model's columns are not the recipe's, or ONNX differs from torch by more than `PARITY`.
     """
     model = BertForSequenceClassification.from_pretrained(model_directory, attn_implementation="eager").eval()
     columns = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
@@ -129,7 +129,7 @@ def _store_in_half(graph: Any) -> None:
     """
     casts = []
     for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALL:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALL:
             continue
         name = tensor.name
         half = numpy_helper.to_array(tensor).astype(np.float16)

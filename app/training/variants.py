@@ -25,9 +25,9 @@ from app.inference.bundle import MANIFEST, MODEL, Bundle, open_bundle, record_fi
 from app.inference.session import Precision, Provider
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.training.data import Example
+from app.training.export import SMALL
 from app.training.serving import open_served
 
-_SMALL: Final = 1024  # initialisers of fewer elements stay as they are
 _CALIBRATION_BATCH: Final = 16
 _CALIBRATION_TEXTS: Final = 256
 _ALONE: Final = 300
@@ -176,7 +176,7 @@ def _weights_in_8_bits(source: Path, target: Path, _: Sequence[TokenIds], __: in
     model = onnx.load(target)
     nodes = []
     for tensor in list(model.graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or np.prod(tensor.dims) < _SMALL:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or np.prod(tensor.dims) < SMALL:
             continue
         name, weights = tensor.name, numpy_helper.to_array(tensor)
         axis = 0 if weights.shape[0] > 8 * weights.shape[1] else 1  # embeddings by row, layers by column
