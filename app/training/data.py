@@ -39,6 +39,11 @@ class Example:
     emotion: str | None = None
     category: str | None = None
 
+    @property
+    def answers(self) -> tuple[str | None, str | None]:
+        """The label of each head."""
+        return self.label, self.emotion
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -153,7 +158,9 @@ class Report:
 def prepare(
     training: Iterable[Example], held_out: Iterable[Example], *, near_duplicates: float | None = None
 ) -> tuple[list[Example], Report]:
-    """Return `training` without repeated texts, texts with contradicting labels, and texts that `held_out` knows.
+    """Return `training` without repeated texts, texts with contradicting answers, and texts that `held_out` knows.
+
+    Answers contradict each other when the same text has two labels or two emotions.
 
     A text counts as known when a held-out text has the same letters and digits or, where both have over 40, the same
     first or the same last 20 of them: review corpora share reviews whose ends were edited. With `near_duplicates`, of
@@ -161,7 +168,7 @@ def prepare(
     by MinHash, Broder 1997), the first is kept.
     """
     known = {mark for example in held_out for mark in _fingerprints(example.text)}
-    labels: dict[str, set[str]] = {}
+    answers: dict[str, tuple[set[str], set[str]]] = {}
     examples: dict[str, Example] = {}
     total = leaked = 0
     for example in training:
@@ -170,9 +177,10 @@ def prepare(
         if known.intersection(marks):
             leaked += 1
             continue
-        labels.setdefault(marks[0], set()).update([example.label] if example.label else [])
+        for seen, given in zip(answers.setdefault(marks[0], (set(), set())), example.answers, strict=True):
+            seen.update([given] if given else [])
         examples.setdefault(marks[0], example)
-    consistent = {mark: example for mark, example in examples.items() if len(labels[mark]) <= 1}
+    consistent = {mark: example for mark, example in examples.items() if max(map(len, answers[mark])) <= 1}
     kept = (
         list(consistent.values()) if near_duplicates is None else _without_near_duplicates(consistent, near_duplicates)
     )
@@ -190,9 +198,8 @@ def _without_near_duplicates(examples: Mapping[str, Example], similarity: float)
     seen: dict[tuple[str | None, str | None], MinHashLSH] = {}
     for number, (letters, example) in enumerate(examples.items()):
         if len(letters) >= _SHORT:
-            labels = (example.label, example.emotion)
-            if (index := seen.get(labels)) is None:
-                index = seen[labels] = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS)
+            if (index := seen.get(example.answers)) is None:
+                index = seen[example.answers] = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS)
             sketch = MinHash(num_perm=_PERMUTATIONS)
             sketch.update_batch([letters[at : at + _SHINGLE].encode() for at in range(len(letters) - _SHINGLE + 1)])
             if index.query(sketch):

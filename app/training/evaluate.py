@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
+from app.domain.errors import CannotProceed
 from app.domain.labels import Heads
 from app.domain.rows import BadRow
 from app.inference.session import Precision, Provider
@@ -21,6 +22,10 @@ from app.training.serving import Served, open_served
 
 _ALONE = 3_000  # texts that are also run alone, to see whether the batch matters
 _REFERENCE = 1_000  # texts that are also run in full precision
+
+
+class SameName(CannotProceed):
+    """Two evaluated files have the same name."""
 
 
 class LabelFigures(BaseModel):
@@ -105,7 +110,11 @@ def evaluate_bundle(
     Raises:
         StartupError: the bundle or the provider is not usable.
         BadRow: a file has a row that cannot be used.
+        SameName: two files would have their figures under one name.
     """
+    names = [Source(file.name).name for file in files]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SameName(f"more than one file is called {', '.join(sorted(twice))}: figures are told by name")
     served = open_served(
         directory, provider=provider, precision=precision, max_tokens=max_tokens, head_tokens=head_tokens
     )

@@ -273,8 +273,12 @@ def _with_peft(model: BertForSequenceClassification, settings: Peft, *, steps: i
                 tfinal=steps // 2, total_step=steps, target_modules=attention, **task,
             )  # fmt: skip
         case "ia3":
-            wide = ["intermediate.dense"]
-            config = peft.IA3Config(target_modules=["key", "value", *wide], feedforward_modules=wide, **task)
+            # The paper scales what enters the second matrix of the feed-forward part. By expression, as attention's
+            # own output has the same last name.
+            wide = r".*\.layer\.\d+\.output\.dense"
+            config = peft.IA3Config(
+                target_modules=rf"{wide}|.*\.attention\.self\.(key|value)", feedforward_modules=wide, **task
+            )
     return peft.get_peft_model(model, config)
 
 

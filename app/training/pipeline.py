@@ -7,6 +7,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.domain.errors import CannotProceed
 from app.training import e5
 from app.training.adaptation import adapt
 from app.training.augmentation import augmented
@@ -17,6 +18,10 @@ from app.training.finetune import CALIBRATION, fine_tune
 from app.training.recipe import Recipe, read_recipe
 
 _log = structlog.get_logger(__name__)
+
+
+class UnfitTeacher(CannotProceed):
+    """A teacher does not know the labels that are to be learnt."""
 
 
 def read_data(recipe: Recipe, places: Sequence[Path]) -> tuple[list[Example], list[Example], list[str]]:
@@ -58,7 +63,8 @@ def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | No
 
     Raises:
         BadRow: a data file has a row that cannot be used.
-        MissingFile: a data file or a teacher is missing.
+        MissingFile: a data file or a teacher's recipe is missing.
+        UnfitTeacher: a teacher has other labels.
     """
     recipe = read_recipe(recipe_file)
     if resume and (output / CALIBRATION).is_file():  # what fine-tuning writes last
@@ -102,6 +108,8 @@ def _train_teachers(
     for file in distillation.teachers if distillation else ():
         teacher_file = find(file, [recipe_file.parent])
         teacher = read_recipe(teacher_file)
+        if teacher.labels != recipe.labels:
+            raise UnfitTeacher(f"{teacher_file} has the labels {teacher.labels}, its pupil {recipe.labels}")
         bundle = output / "teachers" / teacher.name / teacher.version
         if not (resume and bundle.is_dir()):
             run = output / "teachers" / f"{teacher.name}-run"
@@ -123,7 +131,7 @@ def _what_is_shown(
     shown += [Example(text, None, "unlabelled") for text in unlabelled]
     taught = [example.source not in sources or sources[example.source].taught for example in shown]
     asked = list(dict.fromkeys(example.text for example, is_taught in zip(shown, taught, strict=True) if is_taught))
-    answers = dict(zip(asked, soft_labels(asked, teachers, recipe.labels), strict=True))
+    answers = dict(zip(asked, soft_labels(asked, teachers), strict=True))
     silence = np.full(len(recipe.labels), np.nan, np.float32)
     soft = np.array(
         [answers[example.text] if is_taught else silence for example, is_taught in zip(shown, taught, strict=True)]

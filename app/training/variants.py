@@ -59,7 +59,6 @@ def measure_variants(directory: Path, examples: Sequence[Example], scratch: Path
 
     Raises:
         BadRow: `examples` has no text.
-        FusionFailed: ONNX Runtime did not recognise the transformer.
         StartupError: the bundle is not usable.
     """
     if not examples:
@@ -74,7 +73,11 @@ def measure_variants(directory: Path, examples: Sequence[Example], scratch: Path
     reference = _labels(full.answer_tokens(ids, title="reference"), polarities)
     figures = []
     for name, write in _VARIANTS.items():
-        variant = _copy(bundle, scratch / name, lambda source, target: write(source, target, ids, manifest.pad_id))  # noqa: B023  # called at once
+        try:
+            variant = _copy(bundle, scratch / name, lambda source, target: write(source, target, ids, manifest.pad_id))  # noqa: B023  # called at once
+        except FusionFailed as error:
+            figures.append(_unusable(name, "any", "any", 0, str(error)))
+            continue
         size = round((variant / MODEL).stat().st_size / 1e6, 1)
         for provider, precision in _PLACEMENTS:
             try:

@@ -229,6 +229,13 @@ def test_a_text_with_contradicting_labels_is_left_out_altogether() -> None:
     assert (report.duplicates, report.conflicting, report.leaked) == (1, 1, 0)
 
 
+def test_a_text_with_contradicting_emotions_is_left_out_altogether() -> None:
+    sad, angry = (Example("唉", None, "posts", emotion) for emotion in ("sad", "angry"))
+    kept, report = prepare([sad, angry, example("差", "negative")], [])
+    assert kept == [example("差", "negative")]
+    assert (report.duplicates, report.conflicting, report.leaked) == (1, 1, 0)
+
+
 def test_an_example_without_label_contradicts_none() -> None:
     kept, report = prepare([example("好"), Example("好!", None, "hotel", "happy")], [])
     assert kept == [example("好")]

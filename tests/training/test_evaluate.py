@@ -9,7 +9,7 @@ import pytest
 from app.domain.labels import LABELS, Heads
 from app.domain.rows import BadRow
 from app.training.data import Example
-from app.training.evaluate import Evaluation, FileFigures, evaluate_bundle, file_figures
+from app.training.evaluate import Evaluation, FileFigures, SameName, evaluate_bundle, file_figures
 from app.training.report import render_html, render_markdown
 from tests.training.reviews import EMOTIONS, reviews, write_reviews, write_rows
 
@@ -132,6 +132,13 @@ def test_a_file_without_labels_is_refused(bundle: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", {"text": "好", "emotion": "happy"})
     with pytest.raises(BadRow, match=r"a\.jsonl: no text with a label"):
         evaluate_bundle(bundle, [file])
+
+
+def test_two_files_of_one_name_are_refused(bundle: Path, files: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / f"{files[0].stem}.csv"
+    other.write_text("text,label\n好,positive\n", encoding="utf-8")
+    with pytest.raises(SameName, match=other.stem):
+        evaluate_bundle(bundle, [files[0], other])
 
 
 def test_figures_survive_json(evaluation: Evaluation) -> None:

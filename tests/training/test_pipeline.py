@@ -16,7 +16,7 @@ from app.training.data import MissingFile
 from app.training.evaluate import evaluate_bundle
 from app.training.export import export_bundle
 from app.training.finetune import CALIBRATION
-from app.training.pipeline import read_data, train_recipe
+from app.training.pipeline import UnfitTeacher, read_data, train_recipe
 from app.training.recipe import Recipe, read_recipe
 from app.training.serving import open_served
 from tests.http.served import client_of, small_settings
@@ -103,6 +103,15 @@ def test_a_student_has_its_polarity_from_the_teacher_and_its_emotion_from_the_la
     assert figures.polarity.accuracy > 0.9
     assert figures.emotion is not None
     assert figures.emotion.accuracy > 0.9
+
+
+def test_a_teacher_with_other_labels_is_refused_before_it_is_trained(run: Run, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(_STUDENT, encoding="utf-8")
+    (tmp_path / "teacher.toml").write_text(f'labels = ["negative", "positive"]\n{_TEACHER}', encoding="utf-8")
+    (tmp_path / "written.jsonl").write_bytes((run.recipe_file.parent / "written.jsonl").read_bytes())
+    with pytest.raises(UnfitTeacher, match=r"teacher\.toml"):
+        train_recipe(tmp_path / "recipe.toml", run.data, tmp_path / "run", base=base, resume=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_has_no_say_in_what_is_not_taught(run: Run) -> None:

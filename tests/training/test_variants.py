@@ -13,7 +13,7 @@ from app.inference.bundle import MODEL, open_bundle
 from app.inference.processor import has_bf16
 from app.training.data import Example
 from app.training.serving import open_served
-from app.training.variants import FusionFailed, VariantFigures, measure_variants, render_variants
+from app.training.variants import VariantFigures, measure_variants, render_variants
 from tests.training.reviews import reviews
 
 _EXAMPLES = reviews("test")[2::7]
@@ -93,9 +93,10 @@ def test_a_variant_that_does_not_run_here_says_why(figures: list[VariantFigures]
 
 
 def test_a_graph_without_attention_is_not_passed_off_as_fused(tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(FusionFailed, match="expected at least"):
-        measure_variants(tiny_bundle, [Example("好", "positive", "made")], tmp_path)
-    assert not (tmp_path / "8-bit weights" / MODEL).exists()
+    figures = measure_variants(tiny_bundle, [Example("好", "positive", "made")], tmp_path)
+    assert [row.provider for row in figures if "expected at least" in (row.error or "")] == ["any"]
+    assert not (tmp_path / "float32, fused" / MODEL).exists()
+    assert {row.variant for row in figures if row.error is None} > {"float16 weights", "float32"}
 
 
 def test_without_texts_there_is_nothing_to_measure(bundle: Path, tmp_path: Path) -> None:
