@@ -10,8 +10,9 @@ import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from app.api.lean import Shortcut
 from app.api.middleware import BodyLimit, RequestContext
-from app.api.problems import Problem, install_problems
+from app.api.problems import PROBLEMS, Problem
 from app.api.routes import operations, sentiment
 from app.domain.errors import StartupError
 from app.services import Services
@@ -56,9 +57,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # an unknown address is an unknown address
     )
     app.state.draining = False
+    app.add_middleware(Shortcut, routes=sentiment.router.routes, problems=PROBLEMS)
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
     app.add_middleware(RequestContext, log_requests=settings.log.requests)
-    install_problems(app)
+    for kind, handler in PROBLEMS.items():
+        app.add_exception_handler(kind, handler)
     app.include_router(sentiment.router)
     app.include_router(operations.router)
     _describe_problems(app)

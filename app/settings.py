@@ -78,8 +78,8 @@ class Batching(_Group):
     """Texts that may wait in each lane (single and batch requests); beyond, 503 with Retry-After."""
     max_waiting_tokens: Positive = 400_000
     """The same in tokens."""
-    workers: Positive = 1
-    """Runs that go on at the same time, sharing the threads."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Runs that go on at the same time, sharing the threads; 0 takes what measured best for the provider."""
     bulk_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the model's time that batch requests are sure of while single texts wait."""
     wait_s: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -41,7 +41,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         provider=settings.model.provider,
         precision=settings.model.precision,
         threads=settings.model.threads or usable_threads(),
-        streams=settings.batching.workers,
+        streams=settings.batching.workers or None,
     )
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     health = ModelHealth(bundle.golden, tokenizer, manifest.heads.columns)
@@ -66,7 +66,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 pad_id=manifest.pad_id,
                 heads=manifest.heads.sizes,
                 longest=manifest.max_tokens,
-                workers=settings.batching.workers,
+                workers=model.placement.streams,
             )
         )
         await health.prove(engine)
@@ -75,7 +75,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             max_tokens=settings.batching.max_tokens,
             max_waiting_items=settings.batching.max_waiting_items,
             max_waiting_tokens=settings.batching.max_waiting_tokens,
-            workers=settings.batching.workers,
+            workers=model.placement.streams,
             bulk_share=settings.batching.bulk_share,
             wait_s=settings.batching.wait_s,
         )

@@ -1,57 +1,58 @@
-"""What routes ask for: the running services, a JSON body, and a client that is still there.
-
-All are coroutines, though some wait for nothing: FastAPI runs a plain function in a thread, which costs every request
-switches between threads while the model keeps the processors busy.
-"""
+"""What routes ask for: the running services, and a client that is still there."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Final, TypeVar, cast
+from types import TracebackType
+from typing import Annotated, Final, cast
 
-from fastapi import Depends, Header, HTTPException, Request
+from fastapi import Depends, HTTPException, Request
 
 from app.services import Services
 
 _CLIENT_CLOSED_REQUEST: Final = 499  # nginx's number; HTTP has none
 
-_Answer = TypeVar("_Answer")
 
-
+# A coroutine, though it waits for nothing: FastAPI runs a plain function in a thread, which costs every request
+# switches between threads while the model keeps the processors busy.
 async def get_services(request: Request) -> Services:
     """Return the services that the lifespan opened."""
     return cast(Services, request.state.services)
 
 
-async def require_json(content_type: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
-    """Refuse a body that does not call itself JSON."""
-    media_type = (content_type or "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    ):
-        raise HTTPException(415)
-
-
-async def while_connected(request: Request, work: Coroutine[None, None, _Answer]) -> _Answer:
-    """Return what `work` returns; cancel it when the client leaves, so that nobody's answer costs nobody's time.
-
-    Raises:
-        HTTPException: 499, which no one reads, for the log and the metrics.
-    """
-    task = asyncio.ensure_future(work)
-    departure = asyncio.ensure_future(_departure(request))
-    try:
-        await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise HTTPException(_CLIENT_CLOSED_REQUEST)
-    finally:
-        departure.cancel()
-        task.cancel()
-
-
-async def _departure(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 ServicesDependency = Annotated[Services, Depends(get_services)]
+
+
+class while_connected:  # noqa: N801 (reads like the context managers of contextlib)
+    """Cancel what runs inside when the client leaves, so that nobody's answer costs nobody's time.
+
+    Then leaving raises an HTTPException of 499, which no one reads, for the log and the metrics. The client is watched
+    from the first time that the inside waits: a remembered answer does not pay for it.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._left = False
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (for the type checker)
+        self._task = task
+        self._start = asyncio.get_running_loop().call_soon(self._begin)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._start.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._left and not self._task.uncancel() and kind is asyncio.CancelledError:
+            raise HTTPException(_CLIENT_CLOSED_REQUEST)
+
+    def _begin(self) -> None:
+        self._watch = asyncio.ensure_future(self._until_departure())
+
+    async def _until_departure(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._task.cancel()

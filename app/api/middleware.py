@@ -1,8 +1,9 @@
 """Around every request: its id, log line and metrics, the limit of its body, an answer to unforeseen errors."""
 
 import re
+import secrets
 import time
-import uuid
+from itertools import count
 from typing import Final
 
 import structlog
@@ -14,6 +15,7 @@ from app.api.problems import internal_problem
 from app.services import Services
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
+_REQUEST_ID: Final = REQUEST_ID_HEADER.lower().encode()
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log = structlog.get_logger("app.requests")
@@ -28,6 +30,8 @@ class RequestContext:
     def __init__(self, app: ASGIApp, *, log_requests: bool) -> None:
         self._app = app
         self._log_requests = log_requests
+        self._prefix = secrets.token_hex(8)  # of this process; one system call a request costs more than all else here
+        self._numbers = count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 (ASGI)
         if scope["type"] != "http":
@@ -36,7 +40,7 @@ class RequestContext:
         started = time.perf_counter()
         request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or ""
         if not _ACCEPTABLE_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
+            request_id = f"{self._prefix}{next(self._numbers):016x}"
         scope["request_id"] = request_id
         status = 0
 
@@ -44,22 +48,21 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
+                message["headers"].append((_REQUEST_ID, request_id.encode()))
                 if scope["app"].state.draining:
-                    headers["Connection"] = "close"
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, send_with_id)
-            except Exception:
-                _log.exception("request failed")
-                if status:
-                    raise  # the answer has begun: only cutting it off tells the client
-                await internal_problem(request_id)(scope, receive, send_with_id)
-            finally:
-                self._report(scope, status, time.perf_counter() - started)
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # each request has a context of its own
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            _log.exception("request failed")
+            if status:
+                raise  # the answer has begun: only cutting it off tells the client
+            await internal_problem(request_id)(scope, receive, send_with_id)
+        finally:
+            self._report(scope, status, time.perf_counter() - started)
 
     def _report(self, scope: Scope, status: int, duration_s: float) -> None:
         # The template of the route: raw paths would make endless labels, and may hold what a client typed.

@@ -1,6 +1,6 @@
 """Errors as RFC 9457 problem details: the one place where the service's errors become HTTP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
@@ -207,11 +207,12 @@ def _request_id(request: Request) -> str | None:
     return request_id
 
 
-def install_problems(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem."""
-    app.add_exception_handler(ServiceError, _on_service_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(HTTPException, _on_http_error)
+# What answers each kind of error.
+PROBLEMS: Final[Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = {
+    ServiceError: _on_service_error,
+    RequestValidationError: _on_invalid_request,
+    HTTPException: _on_http_error,
+}
 
 
 def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validat
 
 from app.api.problems import ItemProblem
 from app.domain.sentiment import most_probable
+from app.inference.bundle import Manifest
 from app.inference.classifier import Classified
 
 _MOST_FIELDS: Final = 8  # far above what a request has; each unknown one is reported
@@ -56,6 +57,11 @@ class ModelName(BaseModel):
 
     name: str = Field(examples=["e5-zh-sentiment"])
     version: str = Field(examples=["2.0.0"])
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ModelName":
+        """Return the name of the model in a bundle."""
+        return cls(name=manifest.name, version=manifest.version)
 
 
 class Emotion(BaseModel):

@@ -10,6 +10,7 @@ from app.domain.errors import EmptyText, InvalidText, TextTooLong
 # C0 and C1 controls and DEL, but not tab, line breaks, form feed and NEL, which ordinary text carries.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_WIDEST_FOLD = 18  # characters that one may become (U+FDFA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,14 @@ def accept(text: str, limits: TextLimits) -> str:
     # Counted only where it can matter: a character has at most four bytes.
     if len(text) * 4 > limits.max_bytes and (size := len(text.encode())) > limits.max_bytes:
         raise TextTooLong(f"The text has {size} bytes in UTF-8; at most {limits.max_bytes} are accepted.")
-    # One character may stand for eighteen (U+FDFA): what is read must keep to the limit, too.
-    if not text.isascii() and (length := len(unicodedata.normalize("NFKC", text))) > limits.max_characters:
-        raise TextTooLong(
-            f"The text has {length} characters when folded (Unicode NFKC); at most {limits.max_characters} are accepted"
-        )
+    # What is read must keep to the limit, too.
+    if len(text) * _WIDEST_FOLD > limits.max_characters:
+        length = len(unicodedata.normalize("NFKC", text))
+        if length > limits.max_characters:
+            raise TextTooLong(
+                f"The text has {length} characters when folded (Unicode NFKC); at most {limits.max_characters} are "
+                "accepted."
+            )
     cleaned = clean(text)
     if not cleaned:
         raise EmptyText("The text is empty or blank.")

@@ -1,7 +1,7 @@
 """Group concurrent calls into batches. Knows nothing of text, models, threads, HTTP or metrics.
 
 Policy: a batch is formed only when a worker is free to run it (late binding), around the item that waited longest, out
-of the items nearest to it in size, until padding would cost more than another batch. All time is the loop's.
+of items near it in size, such that a token costs least. All time is the loop's.
 """
 
 import asyncio
@@ -13,8 +13,9 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from itertools import count
-from typing import Generic, Self, TypeAlias, TypeVar
+from itertools import accumulate, count
+from math import inf
+from typing import Generic, Self, TypeAlias, TypeVar, cast
 
 from app.domain.errors import ModelFailure, Overloaded, ShuttingDown
 from app.inference.cost import CostModel
@@ -124,30 +125,37 @@ def _order(waiting: _Waiting[Item, Result]) -> tuple[int, int]:
     return waiting.order
 
 
+def batch_counts(max_items: int) -> tuple[int, ...]:
+    """Return the numbers of items that a batch may have: the powers of two, what lies half-way, and `max_items`.
+
+    A model that compiles for each shape then meets few of them.
+    """
+    powers = [2**exponent for exponent in range(max_items.bit_length())]
+    steps = sorted({*powers, *(power * 3 // 2 for power in powers[1:]), max_items})
+    return tuple(count for count in steps if count <= max_items)
+
+
 def choose_batch(
-    sizes: Sequence[int], seed: int, *, max_items: int, max_tokens: int, overhead_tokens: float
+    sizes: Sequence[int], seed: int, *, counts: Sequence[int], max_tokens: int, overhead_tokens: float
 ) -> tuple[int, int]:
     """Return the slice of the ascending `sizes` to run together; it holds the index `seed`.
 
-    Grows towards the nearer neighbour up to `max_items` and `max_tokens` padded (the seed itself always fits), while
-    padding stays within twice `overhead_tokens`, the price of one more batch: cutting evenly spread sizes in two halves
-    their padding, so beyond that two batches are cheaper than one.
+    Of the slices with as many items as one of the ascending `counts` says and at most `max_tokens` padded (the seed
+    alone always fits), it is the one with the lowest price for a useful token, if starting a batch costs as much as
+    `overhead_tokens`; the largest, where several are as cheap.
     """
-    first, last = seed, seed + 1
-    useful = longest = sizes[seed]
-    while last - first < max_items:
-        below = sizes[seed] - sizes[first - 1] if first > 0 else None
-        above = sizes[last] - sizes[seed] if last < len(sizes) else None
-        if below is None and above is None:
-            break
-        take_above = below is None or (above is not None and above <= below)
-        size = sizes[last] if take_above else sizes[first - 1]
-        padded = max(longest, size) * (last - first + 1)
-        if padded > max_tokens or padded - useful - size > 2 * overhead_tokens:
-            break
-        first, last = (first, last + 1) if take_above else (first - 1, last)
-        useful, longest = useful + size, max(longest, size)
-    return first, last
+    up_to = list(accumulate(sizes, initial=0))
+    lowest = inf
+    chosen = (seed, seed + 1)
+    for items in counts:
+        for first in range(max(0, seed - items + 1), min(seed, len(sizes) - items) + 1):
+            padded = sizes[first + items - 1] * items
+            if padded > max_tokens and items > 1:
+                break
+            price = (overhead_tokens + padded) / (up_to[first + items] - up_to[first])
+            if price <= lowest:
+                lowest, chosen = price, (first, first + items)
+    return chosen
 
 
 class Batcher(Generic[Item, Result]):
@@ -167,12 +175,14 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._run = run
         self._policy = policy
+        self._counts = batch_counts(policy.max_items)
         self._tokens = tokens
         self._cost = cost
         self._observe = observe
         self._queues: dict[Lane, _Queue[Item, Result]] = {lane: _Queue() for lane in Lane}
         self._numbers = count()
-        self._started: dict[asyncio.Task[None], float] = {}  # the batches now running
+        self._started: dict[asyncio.Task[None], float] = {}  # the batches now running, and since when
+        self._answering: set[asyncio.Task[None]] = set()  # those that have run
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake: asyncio.Handle | None = None
@@ -232,14 +242,15 @@ class Batcher(Generic[Item, Result]):
         sizes = [self._tokens(item) for item in items]
         queue = self._queues[lane]
         # An empty lane takes anything, or a request above its size could never be served.
-        wait_s = self.predicted_wait_s(lane)
-        if queue.by_size and (
-            len(queue.by_size) + len(items) > self._policy.max_waiting_items
-            or queue.tokens + sum(sizes) > self._policy.max_waiting_tokens
-            or (within_s is not None and wait_s > within_s)
-        ):
-            self._report(Refused(lane, len(items)))
-            raise Overloaded(wait_s)
+        if queue.by_size:
+            wait_s = self.predicted_wait_s(lane)
+            if (
+                len(queue.by_size) + len(items) > self._policy.max_waiting_items
+                or queue.tokens + sum(sizes) > self._policy.max_waiting_tokens
+                or (within_s is not None and wait_s > within_s)
+            ):
+                self._report(Refused(lane, len(items)))
+                raise Overloaded(wait_s)
         loop = asyncio.get_running_loop()
         futures = []
         for item, size in zip(items, sizes, strict=True):
@@ -258,7 +269,7 @@ class Batcher(Generic[Item, Result]):
         self._settle()
 
     def _settle(self) -> None:
-        if not self._started and not self.waiting_items:
+        if not self._started and not self._answering and not self.waiting_items:
             self._idle.set()
 
     def _schedule(self, delay_s: float) -> None:
@@ -284,9 +295,13 @@ class Batcher(Generic[Item, Result]):
                 self._started[task] = loop.time()
                 task.add_done_callback(self._finish)
 
-    def _finish(self, task: asyncio.Task[None]) -> None:
+    def _free_worker(self, task: asyncio.Task[None]) -> None:
         del self._started[task]
+        self._answering.add(task)
         self._start_batches()
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
         self._settle()
 
     def _next_lane(self) -> Lane | None:
@@ -322,7 +337,7 @@ class Batcher(Generic[Item, Result]):
         first, last = choose_batch(
             [waiting.tokens for waiting in queue.by_size[start : seed + reach]],
             seed - start,
-            max_items=self._policy.max_items,
+            counts=self._counts,
             max_tokens=self._policy.max_tokens,
             overhead_tokens=self._cost.overhead_tokens,
         )
@@ -332,6 +347,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _run_batch(self, lane: Lane, batch: list[_Waiting[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         started = loop.time()
         padded = batch[-1].tokens * len(batch)
         self._report(
@@ -352,6 +368,10 @@ class Batcher(Generic[Item, Result]):
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (whatever the model raises is its failure)
             failure = error if isinstance(error, ModelFailure) else ModelFailure(f"{type(error).__name__}: {error}")
         run_s = loop.time() - started
+        if failure is None:
+            self._cost.observe(padded, run_s)
+        # Before the answers: what their callers do with them would keep the worker waiting.
+        self._free_worker(task)
         for index, waiting in enumerate(batch):
             # A caller that left has cancelled its future.
             with suppress(asyncio.InvalidStateError):
@@ -359,8 +379,6 @@ class Batcher(Generic[Item, Result]):
                     waiting.future.set_result(results[index])
                 else:
                     waiting.future.set_exception(failure)
-        if failure is None:
-            self._cost.observe(padded, run_s)
         self._report(BatchFinished(lane, len(batch), padded, run_s, failure))
 
     def _report(self, event: BatchEvent) -> None:

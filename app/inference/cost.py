@@ -1,55 +1,67 @@
-"""How long a batch will take: time = fixed + per_token x padded tokens, learnt from the batches that ran.
+"""How long a batch will take: time = pace x (fixed + per_token x padded tokens).
+
+The line is measured once, at warm-up; the batches that run move its pace alone. So what starting a batch costs, as a
+number of tokens, is a property of the model and its machine, and no spell of odd traffic can bend it.
 
 Pure arithmetic; knows nothing of clocks, queues or models.
 """
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Final, Self
+
+import numpy as np
+
+_FOLLOWING: Final = 0.05  # share of each run in the pace
+_ODD: Final = 4.0  # a run this many times slower or faster than predicted counts as this many times
 
 
 class CostModel:
-    """Least squares over recent batches, the older weighing less.
+    """Costs are padded tokens, times are seconds."""
 
-    Costs are padded tokens, times are seconds.
-    """
-
-    def __init__(self, *, forgetting: float = 0.98) -> None:
-        """Start knowing nothing: predictions are 0 until the first batch."""
-        self._forgetting = forgetting
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
-        self.fixed_s = 0.0
-        self.per_token_s = 0.0
+    def __init__(self, fixed_s: float = 0.0, per_token_s: float = 0.0) -> None:
+        """Start with a line; the one of zeros predicts nothing and learns nothing."""
+        self._fixed_s = fixed_s
+        self._per_token_s = per_token_s
+        self._pace = 1.0
 
     @classmethod
     def fit(cls, measured: Iterable[tuple[int, float]]) -> Self:
-        """Return a model of batches already measured, as pairs of padded tokens and seconds."""
-        cost = cls()
-        for tokens, run_s in measured:
-            cost.observe(tokens, run_s)
-        return cost
+        """Return a model of batches already measured, as pairs of padded tokens and seconds.
+
+        Errors count by their share of the time, or the large batches would decide what a small one costs.
+        """
+        tokens, seconds = (np.array(column, np.float64) for column in zip(*measured, strict=True))
+        weights = 1 / np.maximum(seconds, 1e-9)
+        mean_s = float((seconds * weights).sum() / (tokens * weights).sum())  # of a token, were starting free
+        line = np.linalg.lstsq(np.stack([weights, tokens * weights], axis=1), seconds * weights, rcond=None)[0]
+        # Noise may tilt the line; neither part of it can be negative, and tokens are never free.
+        per_token_s = min(max(float(line[1]), 0.1 * mean_s), mean_s)
+        rest_s = float(((seconds - per_token_s * tokens) * weights**2).sum() / (weights**2).sum())
+        return cls(max(rest_s, 0.0), per_token_s)
+
+    @property
+    def fixed_s(self) -> float:
+        """Seconds that starting a batch takes, at the present pace."""
+        return self._pace * self._fixed_s
+
+    @property
+    def per_token_s(self) -> float:
+        """Seconds for each padded token, at the present pace."""
+        return self._pace * self._per_token_s
+
+    @property
+    def overhead_tokens(self) -> float:
+        """What starting a batch costs, expressed in padded tokens."""
+        return self._fixed_s / self._per_token_s if self._per_token_s else 0.0
 
     def predict_s(self, tokens: float, batches: float = 1) -> float:
         """Return the seconds that `tokens` padded tokens in `batches` batches take on one lane."""
         return self.fixed_s * batches + self.per_token_s * tokens
 
-    @property
-    def overhead_tokens(self) -> float:
-        """What starting a batch costs, expressed in padded tokens."""
-        return self.fixed_s / self.per_token_s if self.per_token_s else 0.0
-
     def observe(self, tokens: int, run_s: float) -> None:
         """Learn from a batch of `tokens` padded tokens that took `run_s`."""
-        keep = self._forgetting
-        self._weight = self._weight * keep + 1
-        self._x = self._x * keep + tokens
-        self._y = self._y * keep + run_s
-        self._xx = self._xx * keep + tokens * tokens
-        self._xy = self._xy * keep + tokens * run_s
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        variance = self._xx / self._weight - mean_x * mean_x
-        # Where all recent batches have one size the slope is unknown: keep it, and let the intercept follow.
-        if variance > 0.01 * mean_x * mean_x:
-            self.per_token_s = (self._xy / self._weight - mean_x * mean_y) / variance
-        # Noise may tilt the line; neither part of it can be negative.
-        self.per_token_s = min(max(self.per_token_s, 0.1 * mean_y / mean_x), mean_y / mean_x)
-        self.fixed_s = mean_y - self.per_token_s * mean_x
+        expected_s = self._fixed_s + self._per_token_s * tokens
+        if expected_s:
+            ratio = run_s / expected_s
+            usual = min(max(ratio, self._pace / _ODD), self._pace * _ODD)
+            self._pace += _FOLLOWING * (usual - self._pace)

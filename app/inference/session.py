@@ -10,6 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -37,19 +38,39 @@ class Placement:
 
     provider: Provider
     precision: Precision
-    threads: int  # for one run
+    threads: int
+    streams: int  # runs that may go on at the same time, sharing the threads
 
 
 class OnnxModel:
-    """A loaded model. `run` may be called from several threads at once."""
+    """A loaded model. `run` may be called from several threads at once.
 
-    def __init__(self, session: onnxruntime.InferenceSession, placement: Placement) -> None:
+    A run that has the model to itself goes to the session `alone`, if there is one, which gives it all threads.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        placement: Placement,
+        *,
+        alone: onnxruntime.InferenceSession | None = None,
+    ) -> None:
         self._session = session
+        self._alone = alone or session
+        self._running = 0
+        self._counting = Lock()
         self.placement = placement
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return logits (B, L) for `input_ids` (B, T) and `attention_mask` (B, T)."""
-        (logits,) = self._session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})
+        with self._counting:
+            session = self._session if self._running else self._alone
+            self._running += 1
+        try:
+            (logits,) = session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})
+        finally:
+            with self._counting:
+                self._running -= 1
         result: NDArray[np.float32] = logits
         return result
 
@@ -60,9 +81,11 @@ def open_model(
     provider: Provider | Literal["auto"] = "auto",
     precision: Precision | Literal["auto"] = "auto",
     threads: int,
-    streams: int = 1,
+    streams: int | None = None,
 ) -> OnnxModel:
     """Load `file` on `provider`; `streams` runs may then go on at once, with `threads` threads among them.
+
+    Without `streams` it is as many as measured best: two where OpenVINO has two threads or more, else one.
 
     "auto" takes CUDA if it comes up, else OpenVINO, else ONNX Runtime's own CPU provider; each one passed over is
     logged with its reason. The same word for `precision` takes bf16 where provider and processor have it.
@@ -100,8 +123,7 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def _open_cuda(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int) -> OnnxModel:
-    del streams  # CUDA runs what it is given, on streams of its own
+def _open_cuda(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int | None) -> OnnxModel:
     if _EXECUTION_PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         raise StartupError("this ONNX Runtime has no CUDA provider: install the extra [gpu] instead of [cpu]")
     if precision == "bf16":
@@ -110,32 +132,38 @@ def _open_cuda(file: Path, precision: Precision | Literal["auto"], threads: int,
     options = _session_options(threads)
     settings = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     session = _create(file, options, providers=[(_EXECUTION_PROVIDERS["cuda"], settings)])
-    return _proven(session, Placement("cuda", "fp32", threads))
+    return _proven(session, Placement("cuda", "fp32", threads, streams or 1))
 
 
-def _open_openvino(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int) -> OnnxModel:
+def _open_openvino(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int | None) -> OnnxModel:
     if find_spec("onnxruntime_ep_openvino") is None:
         raise StartupError("the OpenVINO provider is not installed: install the extra [cpu] on x86-64")
     if precision == "bf16" and not has_bf16():
         raise StartupError("precision bf16 asked for, but this processor has neither AMX nor AVX-512 bf16: use fp32")
     chosen: Precision = "bf16" if precision != "fp32" and has_bf16() else "fp32"
+    streams = streams or min(2, threads)
+    session = _create_openvino(file, chosen, threads, streams)
+    # A run in a stream of its own has the threads of that stream and no more: a lone text would take twice as long.
+    alone = _create_openvino(file, chosen, threads, 1) if streams > 1 else None
+    return _proven(session, Placement("openvino", chosen, threads, streams), alone=alone)
+
+
+def _create_openvino(file: Path, precision: Precision, threads: int, streams: int) -> onnxruntime.InferenceSession:
     options = _session_options(threads)
     # A node that OpenVINO cannot take must stop the start, not run slowly elsewhere.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     config = {
-        "INFERENCE_PRECISION_HINT": "f32" if chosen == "fp32" else chosen,
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else precision,
         "INFERENCE_NUM_THREADS": str(threads),
         "NUM_STREAMS": str(streams),
     }
     try:
-        devices = _openvino_devices()
-        options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": config})})
-        session = _create(file, options)
+        options.add_provider_for_devices(_openvino_devices(), {"load_config": json.dumps({"CPU": config})})
+        return _create(file, options)
     except StartupError:
         raise
     except Exception as error:  # onnxruntime's errors derive from Exception directly
         raise StartupError(f"the OpenVINO provider does not come up: {error}") from error
-    return _proven(session, Placement("openvino", chosen, threads))
 
 
 @cache
@@ -152,15 +180,14 @@ def _openvino_devices() -> list[onnxruntime.OrtEpDevice]:
     ]
 
 
-def _open_cpu(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int) -> OnnxModel:
-    del streams  # concurrent runs share the session's threads
+def _open_cpu(file: Path, precision: Precision | Literal["auto"], threads: int, streams: int | None) -> OnnxModel:
     if precision == "bf16":
         raise StartupError("precision bf16 asked for, but ONNX Runtime's own CPU provider has fp32 only")
     session = _create(file, _session_options(threads), providers=[_EXECUTION_PROVIDERS["cpu"]])
-    return _proven(session, Placement("cpu", "fp32", threads))
+    return _proven(session, Placement("cpu", "fp32", threads, streams or 1))
 
 
-_Opener: TypeAlias = Callable[[Path, Precision | Literal["auto"], int, int], OnnxModel]
+_Opener: TypeAlias = Callable[[Path, Precision | Literal["auto"], int, int | None], OnnxModel]
 # In the order in which "auto" tries them.
 _OPENERS: Final[dict[Provider, _Opener]] = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}
 
@@ -189,7 +216,9 @@ def _create(
         raise StartupError(f"{file} does not load: {error}") from error
 
 
-def _proven(session: onnxruntime.InferenceSession, placement: Placement) -> OnnxModel:
+def _proven(
+    session: onnxruntime.InferenceSession, placement: Placement, *, alone: onnxruntime.InferenceSession | None = None
+) -> OnnxModel:
     """Return the model if its provider truly runs it: ONNX Runtime may fall back to the CPU without an error."""
     name = _EXECUTION_PROVIDERS[placement.provider]
     assigned = {subgraph.ep_name for subgraph in session.get_provider_graph_assignment_info()}
@@ -205,4 +234,4 @@ def _proven(session: onnxruntime.InferenceSession, placement: Placement) -> Onnx
                 *(" and ".join(names) for names in ends)
             )
         )
-    return OnnxModel(session, placement)
+    return OnnxModel(session, placement, alone=alone)

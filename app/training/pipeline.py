@@ -20,8 +20,8 @@ from app.training.recipe import Recipe, read_recipe
 _log = structlog.get_logger(__name__)
 
 
-class UnfitTeacher(CannotProceed):
-    """A teacher does not know the labels that are to be learnt."""
+class UnfitRecipe(CannotProceed):
+    """The recipe of a teacher, or of the model to start from, has other labels."""
 
 
 def read_data(recipe: Recipe, places: Sequence[Path]) -> tuple[list[Example], list[Example], list[str]]:
@@ -63,8 +63,8 @@ def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | No
 
     Raises:
         BadRow: a data file has a row that cannot be used.
-        MissingFile: a data file or a teacher's recipe is missing.
-        UnfitTeacher: a teacher has other labels.
+        MissingFile: a data file, or the recipe of a teacher or of the start is missing.
+        UnfitRecipe: the recipe of a teacher, or of the start, has other labels.
     """
     recipe = read_recipe(recipe_file)
     if resume and (output / CALIBRATION).is_file():  # what fine-tuning writes last
@@ -74,7 +74,9 @@ def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | No
     train, dev, unlabelled = read_data(recipe, places)
     texts = [*(example.text for example in train), *unlabelled]
     teachers = _train_teachers(recipe, recipe_file, data, output, base=base, resume=resume)
-    if base is None:
+    if recipe.start is not None:
+        base = _train_start(recipe, find(recipe.start, [recipe_file.parent]), data, output, base=base, resume=resume)
+    elif base is None:
         base = output / "base"
         if not (resume and base.is_dir()):
             _log.info("base model written", directory=str(base), pieces=e5.save_base(base, texts))
@@ -99,6 +101,17 @@ def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | No
     _log.info("fine-tuned", directory=str(output), **{name: round(value, 4) for name, value in metrics.items()})
 
 
+def _train_start(
+    recipe: Recipe, start_file: Path, data: Path, output: Path, *, base: Path | None, resume: bool
+) -> Path:
+    """Return the directory of the model that the recipe starts from, trained now unless `resume` finds it."""
+    start = read_recipe(start_file)
+    if start.heads != recipe.heads:
+        raise UnfitRecipe(f"{start_file} is for {start.heads}, what starts from it for {recipe.heads}")
+    train_recipe(start_file, data, output / "start", base=base, resume=resume)
+    return output / "start"
+
+
 def _train_teachers(
     recipe: Recipe, recipe_file: Path, data: Path, output: Path, *, base: Path | None, resume: bool
 ) -> list[Path]:
@@ -109,7 +122,7 @@ def _train_teachers(
         teacher_file = find(file, [recipe_file.parent])
         teacher = read_recipe(teacher_file)
         if teacher.labels != recipe.labels:
-            raise UnfitTeacher(f"{teacher_file} has the labels {teacher.labels}, its pupil {recipe.labels}")
+            raise UnfitRecipe(f"{teacher_file} has the labels {teacher.labels}, its pupil {recipe.labels}")
         bundle = output / "teachers" / teacher.name / teacher.version
         if not (resume and bundle.is_dir()):
             run = output / "teachers" / f"{teacher.name}-run"

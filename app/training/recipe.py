@@ -166,10 +166,23 @@ class Recipe(_Table):
     provenance: Annotated[
         dict[str, str], Field(description="Base model, licences, sources: recorded in the bundle")
     ] = {}
+    start: Annotated[
+        str | None,
+        Field(
+            description="A recipe beside this one, for the same labels: it is trained first, and this one goes on from "
+            "its model instead of a base model (Phang et al. 2018, arXiv:1811.01088)"
+        ),
+    ] = None
     data: Data
     tokens: Tokens = Tokens()
     adaptation: Adaptation | None = None
     fine_tuning: FineTuning = FineTuning()
+
+    @model_validator(mode="after")
+    def _adapts_before_it_is_fine_tuned(self) -> Self:
+        if self.start and self.adaptation:
+            raise ValueError("start names a model that is fine-tuned already: adapt in its recipe")
+        return self
 
     @property
     def heads(self) -> Heads:

@@ -62,7 +62,7 @@ def open_served(
     bundle = open_bundle(directory)
     manifest = bundle.manifest
     window = max_tokens or manifest.max_tokens
-    model = open_model(bundle.model_file, provider=provider, precision=precision, threads=usable_threads())
+    model = open_model(bundle.model_file, provider=provider, precision=precision, threads=usable_threads(), streams=1)
     return Served(
         bundle,
         Tokenizer(bundle.tokenizer_file, max_tokens=window, head_tokens=head_tokens or manifest.head_tokens),

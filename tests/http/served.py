@@ -106,7 +106,7 @@ async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolic
             ),
             metrics=metrics,
             manifest=manifest,
-            placement=Placement("cpu", "fp32", 1),
+            placement=Placement("cpu", "fp32", 1, 1),
             reason_not_ready=ready,
             max_texts=MAX_TEXTS,
             timeout_s=60,

@@ -16,7 +16,7 @@ from app.training.data import MissingFile
 from app.training.evaluate import evaluate_bundle
 from app.training.export import export_bundle
 from app.training.finetune import CALIBRATION
-from app.training.pipeline import UnfitTeacher, read_data, train_recipe
+from app.training.pipeline import UnfitRecipe, read_data, train_recipe
 from app.training.recipe import Recipe, read_recipe
 from app.training.serving import open_served
 from tests.http.served import client_of, small_settings
@@ -109,7 +109,7 @@ def test_a_teacher_with_other_labels_is_refused_before_it_is_trained(run: Run, b
     (tmp_path / "recipe.toml").write_text(_STUDENT, encoding="utf-8")
     (tmp_path / "teacher.toml").write_text(f'labels = ["negative", "positive"]\n{_TEACHER}', encoding="utf-8")
     (tmp_path / "written.jsonl").write_bytes((run.recipe_file.parent / "written.jsonl").read_bytes())
-    with pytest.raises(UnfitTeacher, match=r"teacher\.toml"):
+    with pytest.raises(UnfitRecipe, match=r"teacher\.toml"):
         train_recipe(tmp_path / "recipe.toml", run.data, tmp_path / "run", base=base, resume=False)
     assert not (tmp_path / "run").exists()
 

@@ -18,6 +18,7 @@ from app.inference.batcher import (
     BatchStarted,
     Lane,
     Refused,
+    batch_counts,
     choose_batch,
 )
 from app.inference.cost import CostModel
@@ -146,6 +147,11 @@ async def test_an_unusual_length_does_not_starve_in_a_stream_of_usual_ones() -> 
     assert at_s == 6.0
 
 
+def price(sizes: Sequence[int], chosen: tuple[int, int], overhead_tokens: float) -> float:
+    batch = sizes[slice(*chosen)]
+    return (overhead_tokens + batch[-1] * len(batch)) / sum(batch)
+
+
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=30).map(sorted),
     data=st.data(),
@@ -154,41 +160,58 @@ async def test_an_unusual_length_does_not_starve_in_a_stream_of_usual_ones() -> 
     overhead_tokens=st.floats(0, 100),
 )
 @settings(deadline=None, max_examples=200)
-def test_a_chosen_batch_is_a_slice_around_its_seed_within_every_bound(
+def test_a_chosen_batch_is_the_cheapest_around_its_seed_within_every_bound(
     sizes: list[int], data: st.DataObject, max_items: int, max_tokens: int, overhead_tokens: float
 ) -> None:
     seed = data.draw(st.integers(0, len(sizes) - 1))
-    first, last = choose_batch(sizes, seed, max_items=max_items, max_tokens=max_tokens, overhead_tokens=overhead_tokens)
-    batch = sizes[first:last]
+    counts = batch_counts(max_items)
+    first, last = choose_batch(sizes, seed, counts=counts, max_tokens=max_tokens, overhead_tokens=overhead_tokens)
     assert 0 <= first <= seed < last <= len(sizes)
-    assert len(batch) <= max_items
-    padded = batch[-1] * len(batch)
-    assert padded <= max_tokens or batch == [sizes[seed]]
-    assert padded - sum(batch) <= 2 * overhead_tokens
+    possible = [
+        (start, start + count)
+        for count in counts
+        for start in range(len(sizes) - count + 1)
+        if start <= seed < start + count and (count == 1 or sizes[start + count - 1] * count <= max_tokens)
+    ]
+    assert (first, last) in possible
+    lowest = min(price(sizes, slice_, overhead_tokens) for slice_ in possible)
+    assert price(sizes, (first, last), overhead_tokens) == pytest.approx(lowest)
 
 
-@given(
-    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=30).map(sorted),
-    data=st.data(),
-    max_items=st.integers(1, 30),
-)
-@settings(deadline=None, max_examples=200)
-def test_a_chosen_batch_leaves_out_nothing_nearer_than_what_it_holds(
-    sizes: list[int], data: st.DataObject, max_items: int
-) -> None:
-    seed = data.draw(st.integers(0, len(sizes) - 1))
-    first, last = choose_batch(sizes, seed, max_items=max_items, max_tokens=10_000, overhead_tokens=10_000)
-    assert last - first == min(max_items, len(sizes))
-    left_out = [*sizes[:first], *sizes[last:]]
-    farthest = max(abs(size - sizes[seed]) for size in sizes[first:last])
-    assert all(abs(size - sizes[seed]) >= farthest for size in left_out)
+def test_of_batches_as_cheap_the_largest_is_chosen() -> None:
+    assert choose_batch([8] * 9, 4, counts=(1, 2, 4), max_tokens=999, overhead_tokens=0) == (4, 8)
 
 
-def test_a_chosen_batch_grows_until_padding_costs_more_than_two_batches() -> None:
-    sizes = [10, 20, 30]
-    assert choose_batch(sizes, 0, max_items=9, max_tokens=999, overhead_tokens=4) == (0, 1)
-    assert choose_batch(sizes, 0, max_items=9, max_tokens=999, overhead_tokens=5) == (0, 2)
-    assert choose_batch(sizes, 0, max_items=9, max_tokens=999, overhead_tokens=15) == (0, 3)
+def test_the_dearer_it_is_to_start_a_batch_the_more_it_holds() -> None:
+    def size(overhead_tokens: float) -> int:
+        counts = batch_counts(4)
+        first, last = choose_batch([10, 20, 30], 0, counts=counts, max_tokens=99, overhead_tokens=overhead_tokens)
+        return last - first
+
+    assert [size(overhead_tokens) for overhead_tokens in (4, 6, 60)] == [1, 2, 3]
+
+
+def test_the_numbers_of_items_of_a_batch_are_few() -> None:
+    assert batch_counts(1) == (1,)
+    assert batch_counts(5) == (1, 2, 3, 4, 5)
+    assert batch_counts(64) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+async def test_the_next_batch_starts_before_the_callers_of_the_last_go_on() -> None:
+    order: list[str] = []
+
+    async def run(items: Sequence[str]) -> Sequence[str]:
+        order.append(f"run {items[0]}")
+        await asyncio.sleep(1)
+        return items
+
+    async def call(batcher: Batcher[str, str], item: str) -> None:
+        (future,) = batcher.enqueue([item])
+        order.append(f"answer {await future}")
+
+    async with Batcher(run, replace(POLICY, max_items=1), tokens=len, cost=CostModel()) as batcher:
+        await asyncio.gather(call(batcher, "a"), call(batcher, "b"))
+    assert order == ["run a", "run b", "answer a", "answer b"]
 
 
 # Callers that leave

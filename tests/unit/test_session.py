@@ -1,14 +1,18 @@
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
+from typing import cast
 
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
 from app.domain.errors import StartupError
 from app.inference.bundle import MODEL
 from app.inference.processor import has_bf16
-from app.inference.session import Placement, open_model
+from app.inference.session import OnnxModel, Placement, open_model
 from tests.tiny_bundle import HEADS, tiny_onnx
 
 _HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -17,7 +21,7 @@ _HAS_OPENVINO = find_spec("onnxruntime_ep_openvino") is not None
 
 def test_the_cpu_provider_runs_everywhere(tiny_bundle: Path) -> None:
     model = open_model(tiny_bundle / MODEL, provider="cpu", threads=1)
-    assert model.placement == Placement("cpu", "fp32", 1)
+    assert model.placement == Placement("cpu", "fp32", 1, 1)
     assert model.run(np.array([[0, 4, 2]]), np.array([[1, 1, 1]])).shape == (1, len(HEADS.columns))
 
 
@@ -68,3 +72,44 @@ def test_both_wheels_at_once_are_refused(tiny_bundle: Path, tmp_path: Path, monk
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(StartupError, match="pip uninstall onnxruntime onnxruntime-gpu"):
         open_model(tiny_bundle / MODEL, provider="cpu", threads=1)
+
+
+@pytest.mark.skipif(not _HAS_OPENVINO, reason="the OpenVINO provider is not installed")
+def test_a_run_alone_and_runs_side_by_side_answer_alike(tiny_bundle: Path) -> None:
+    model = open_model(tiny_bundle / MODEL, provider="openvino", precision="fp32", threads=2)
+    assert model.placement.streams == 2
+    ids = np.array([[0, 5, 6, 2]] * 8)
+    alone = model.run(ids, np.ones_like(ids))
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda _: model.run(ids, np.ones_like(ids)), range(40)))
+    for logits in together:
+        np.testing.assert_allclose(logits, alone, atol=1e-5)
+
+
+def test_a_run_that_has_the_model_to_itself_has_a_session_of_its_own() -> None:
+    class Session:
+        def __init__(self) -> None:
+            self.runs = 0
+            self.go_on = Event()
+
+        def run(self, *_: object) -> list[NDArray[np.float32]]:
+            self.runs += 1
+            self.go_on.wait(10)
+            return [np.zeros((1, 3), np.float32)]
+
+    shared, alone = Session(), Session()
+    placement = Placement("openvino", "fp32", threads=2, streams=2)
+    model = OnnxModel(
+        cast(onnxruntime.InferenceSession, shared), placement, alone=cast(onnxruntime.InferenceSession, alone)
+    )
+    ids = np.array([[0, 2]])
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(model.run, ids, ids)
+        while not alone.runs:
+            pass
+        shared.go_on.set()
+        threads.submit(model.run, ids, ids).result()
+        alone.go_on.set()
+        first.result()
+    model.run(ids, ids)
+    assert (alone.runs, shared.runs) == (2, 1)

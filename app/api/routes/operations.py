@@ -27,7 +27,7 @@ async def ready(request: Request, services: ServicesDependency, response: Respon
     return Readiness(
         status="ready" if reason is None else "not ready",
         reason=reason,
-        model=ModelName(name=services.manifest.name, version=services.manifest.version),
+        model=ModelName.of(services.manifest),
         provider=services.placement.provider,
         precision=services.placement.precision,
         threads=services.placement.threads,

@@ -1,9 +1,10 @@
 """Classify one text or many."""
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 
-from app.api.dependencies import ServicesDependency, require_json, while_connected
+from app.api.dependencies import ServicesDependency, while_connected
+from app.api.lean import LeanRoute
 from app.api.problems import item_problem, problem_docs
 from app.api.schemas import (
     BatchRequest,
@@ -15,9 +16,8 @@ from app.api.schemas import (
     SentimentResponse,
 )
 from app.domain.errors import ServiceError
-from app.services import Services
 
-router = APIRouter(prefix="/v1", tags=["sentiment"], dependencies=[Depends(require_json)])
+router = APIRouter(prefix="/v1", tags=["sentiment"], route_class=LeanRoute)
 
 _PROBLEMS = problem_docs(400, 413, 415, 422, 500, 503, 504)
 
@@ -26,14 +26,13 @@ _PROBLEMS = problem_docs(400, 413, 415, 422, 500, 503, 504)
 async def classify(request: Request, body: SentimentRequest, services: ServicesDependency) -> SentimentResponse:
     """Answer with the sentiment of one text."""
     try:
-        classified = await while_connected(
-            request, services.classifier.classify(body.text, timeout_s=services.timeout_s)
-        )
+        async with while_connected(request):
+            classified = await services.classifier.classify(body.text, timeout_s=services.timeout_s)
     except ServiceError as error:
         services.metrics.observe_refusal(error)
         raise
     services.metrics.observe_outcome(classified)
-    return SentimentResponse.by(_model(services), classified)
+    return SentimentResponse.by(ModelName.of(services.manifest), classified)
 
 
 @router.post("/sentiment/batch", summary="Classify many texts", responses=_PROBLEMS)
@@ -43,9 +42,8 @@ async def classify_batch(request: Request, body: BatchRequest, services: Service
         message = f"{len(body.texts)} texts were sent, at most {services.max_texts} are accepted"
         raise RequestValidationError([{"type": "too_long", "loc": ("body", "texts"), "msg": message}])
     try:
-        outcomes = await while_connected(
-            request, services.classifier.classify_many(body.texts, timeout_s=services.batch_timeout_s)
-        )
+        async with while_connected(request):
+            outcomes = await services.classifier.classify_many(body.texts, timeout_s=services.batch_timeout_s)
     except ServiceError as error:
         services.metrics.observe_refusal(error, len(body.texts))
         raise
@@ -56,9 +54,5 @@ async def classify_batch(request: Request, body: BatchRequest, services: Service
             ItemError(error=item_problem(outcome)) if isinstance(outcome, ServiceError) else SentimentAnswer.of(outcome)
             for outcome in outcomes
         ],
-        model=_model(services),
+        model=ModelName.of(services.manifest),
     )
-
-
-def _model(services: Services) -> ModelName:
-    return ModelName(name=services.manifest.name, version=services.manifest.version)
