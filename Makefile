@@ -8,7 +8,7 @@ RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
 TESTS ?= $(wildcard $(DATA)/*.test.jsonl $(DATA)/*.test.jsonl.gz)
 
-.PHONY: run test test-fast lint train bench clean
+.PHONY: run test test-fast lint train bench load clean
 
 run: .venv/serve/ready
 	.venv/serve/bin/python -m app serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
@@ -39,11 +39,16 @@ train: .venv/dev/ready
 bench: .venv/fast/ready
 	.venv/fast/bin/python -m loadtest.bench
 
+# Starts a service of its own unless HOST names one: make load HOST=http://127.0.0.1:8000
+load: .venv/load/ready
+	.venv/load/bin/python -m loadtest.locustfile $(if $(HOST),--host $(HOST))
+
 clean:
 	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 .venv/serve/ready: EXTRAS = cpu
 .venv/fast/ready: EXTRAS = cpu,test
+.venv/load/ready: EXTRAS = cpu,load
 .venv/dev/ready: EXTRAS = cpu,test,lint,train
 .venv/%/ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv/$*

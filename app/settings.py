@@ -56,7 +56,7 @@ class Limits(_Group):
 class Model(_Group):
     """Which model runs, and on what."""
 
-    path: Path = Path("models/e5-zh-sentiment/2.0.0")
+    path: Path = Path("models/e5-zh-sentiment/2.1.0")
     """Directory of the bundle to serve."""
     provider: Literal["auto", "cuda", "openvino", "cpu"] = "auto"
     """Execution provider; `auto` takes the first of CUDA, OpenVINO and CPU that comes up, any other stops the start if

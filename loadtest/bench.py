@@ -1,165 +1,195 @@
-"""``make bench``: the service against the ceiling of its own engine, on this machine, in one run.
+"""``make bench``: the service, its engine without a server, and other servers of the same model, side by side.
 
-Prints a Markdown table and writes build/bench.json.
+Rounds, so that a drift of the machine touches all alike; each server runs alone. Writes build/bench/.
 """
 
-import asyncio
 import json
-import os
 import platform
-import re
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from threading import Event, Thread
+from typing import Annotated, Final
 
 import psutil
-from rich.progress import track
+import typer
+from rich.console import Console
 
-from app.inference.bundle import open_bundle
-from app.inference.engine import Engine
-from app.inference.processor import usable_threads
-from app.inference.session import open_model
-from app.inference.tokenizer import Tokenizer
+from app.inference.processor import has_bf16, usable_threads
 from app.settings import Settings
-from loadtest.client import Outcome, get, post, send_all
 from loadtest.corpus import make_texts
+from loadtest.engine import BareEngine
+from loadtest.load import Load, Request, closed_loop, open_loop
+from loadtest.measured import Measured
+from loadtest.peers import PEERS, Peer, serving_empty, serving_peer
+from loadtest.report import render, write_plots
+from loadtest.service import serving
 
-_TEXTS: Final = 2_000
-_RUNS: Final = 3
-_BATCH: Final = 256
-_RESULT: Final = Path("build/bench.json")
+TEXTS: Final = 2_000
+CONNECTIONS: Final = (1, 8, 32, 64, 256)
+PEER_CONNECTIONS: Final = (1, 32, 64)
+BATCHES: Final = (32, 256, 1_024)
+BATCH_CONNECTIONS: Final = 2
+CAPACITY_SHARES: Final = (0.5, 0.8, 0.95)
+SESSIONS: Final = ("documented", "ours")
+_REPEATED: Final = 200  # texts that the cached load repeats
+_INTERACTIVE_PER_S: Final = 30.0  # beside bulk load
+_NO_CACHE: Final = {"SENTIMENT_CACHE__MAX_BYTES": "0"}
+_OUTPUT: Final = Path("build/bench")
+_console = Console(stderr=True)
 
 
-def measure_ceiling(texts: Sequence[str]) -> Callable[[], float]:
-    """Return a function that measures texts/s of the engine alone: tokens made beforehand, sorted by length."""
-    settings = Settings()
-    bundle = open_bundle(settings.model.path)
-    manifest = bundle.manifest
-    tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
-    model = open_model(
-        bundle.model_file,
-        provider=settings.model.provider,
-        precision=settings.model.precision,
-        threads=settings.model.threads or usable_threads(),
+class Bench:
+    """The steps of a round."""
+
+    def __init__(self, measured: Measured, *, peers: Sequence[Peer]) -> None:
+        self._measured = measured
+        self._peers = peers
+        self._seconds = measured.seconds
+        self._texts = make_texts(TEXTS)
+        self._singles = [Request("/v1/sentiment", {"text": text}) for text in self._texts]
+
+    def engine(self) -> None:
+        """Measure the ceilings."""
+        for streams in (1, 2):
+            bare = BareEngine(streams=streams)
+            bare.sorted_batches_per_s(self._texts)  # compiles the shapes
+            self._measured.engine_per_s[streams].append(bare.sorted_batches_per_s(self._texts))
+            if streams == 1:
+                bare.alone_ms(self._texts[:200])
+                self._measured.engine_alone_ms.append(bare.alone_ms(self._texts[:600]))
+                if not self._measured.ms_by_tokens:
+                    self._measured.ms_by_tokens = {rows: bare.ms_by_tokens(rows) for rows in (1, 16)}
+
+    def service(self) -> None:
+        """Measure ours: closed and open loops, batches, bulk load beside interactive."""
+        with serving(**_NO_CACHE) as (port, process):
+            closed_loop(port, self._singles, connections=32, seconds=self._seconds)
+            for connections in CONNECTIONS:
+                self._closed("service", port, self._singles, connections, process)
+            capacity = self._measured.loads["service: 64 connections"][-1].per_s
+            for share in CAPACITY_SHARES:
+                self._open(f"service: open loop at {share:.0%}", port, self._singles, share * capacity)
+            for size in BATCHES:
+                batches = [
+                    Request("/v1/sentiment/batch", {"texts": self._texts[start : start + size]})
+                    for start in range(0, TEXTS - size + 1, size)
+                ]
+                load = closed_loop(port, batches, connections=BATCH_CONNECTIONS, seconds=2 * self._seconds)
+                self._note(f"service: batches of {size}", load, texts=size)
+            self._beside_bulk(port)
+            self._measured.memory_mib["service"] = process.memory_info().rss / 2**20
+        with serving() as (port, _):
+            repeated = self._singles[:_REPEATED]
+            closed_loop(port, repeated, connections=8, seconds=self._seconds)
+            self._note("service: cached", closed_loop(port, repeated, connections=32, seconds=self._seconds))
+        with serving_empty() as port:
+            self._note(
+                "an empty FastAPI route",
+                closed_loop(port, [Request("/", {})], connections=32, seconds=self._seconds),
+            )
+
+    def peer(self, peer: Peer, session: str) -> None:
+        """Measure another server, at the same loads, and ours at four fifths of what it can do."""
+        name = f"{peer.name}, {session} session"
+        requests = [Request(peer.path, peer.body(text)) for text in self._texts]
+        with serving_peer(peer, bundle=Settings().model.path, session=session) as (port, process):
+            closed_loop(port, requests, connections=8, seconds=self._seconds)
+            for connections in PEER_CONNECTIONS:
+                self._closed(name, port, requests, connections, process)
+            rate = 0.8 * self._measured.loads[f"{name}: 64 connections"][-1].per_s
+            self._open(f"{name}: open loop at 80%", port, requests, rate)
+            self._measured.memory_mib[name] = sum(
+                each.memory_info().rss for each in [process, *process.children(recursive=True)]
+            ) / 2**20  # fmt: skip
+        with serving(**_NO_CACHE) as (port, _):
+            closed_loop(port, self._singles, connections=8, seconds=1)
+            self._open(f"service: open loop at 80% of {name}", port, self._singles, rate)
+
+    def round(self, number: int) -> None:
+        """Measure everything once."""
+        _console.log(f"round {number}: engine")
+        self.engine()
+        _console.log(f"round {number}: service")
+        self.service()
+        for peer in self._peers:
+            for session in SESSIONS:
+                name = f"{peer.name}, {session} session"
+                if name in self._measured.failed:
+                    continue
+                _console.log(f"round {number}: {name}")
+                try:
+                    self.peer(peer, session)
+                except RuntimeError as error:
+                    self._measured.failed[name] = str(error)
+
+    def _closed(
+        self, server: str, port: int, requests: Sequence[Request], connections: int, process: psutil.Process
+    ) -> None:
+        before = _cpu_s(process)
+        load = closed_loop(port, requests, connections=connections, seconds=self._seconds)
+        self._note(f"{server}: {connections} connections", load)
+        if connections == PEER_CONNECTIONS[-1]:
+            self._measured.cores[server].append((_cpu_s(process) - before) / self._seconds)
+
+    def _open(self, name: str, port: int, requests: Sequence[Request], per_s: float) -> None:
+        self._note(name, open_loop(port, requests, per_s=per_s, seconds=max(2 * self._seconds, 200 / per_s)))
+
+    def _beside_bulk(self, port: int) -> None:
+        """Measure interactive requests without and with a job that sends batch after batch."""
+        self._open("service: interactive alone", port, self._singles, _INTERACTIVE_PER_S)
+        stop = Event()
+        bulk = [Request("/v1/sentiment/batch", {"texts": self._texts[:256]})]
+
+        def send_batches() -> None:
+            while not stop.is_set():
+                closed_loop(port, bulk, connections=1, seconds=1)
+
+        thread = Thread(target=send_batches)
+        thread.start()
+        try:
+            self._open("service: interactive beside bulk", port, self._singles, _INTERACTIVE_PER_S)
+        finally:
+            stop.set()
+            thread.join()
+
+    def _note(self, name: str, load: Load, *, texts: int = 1) -> None:
+        values = asdict(load) | {"per_s": load.per_s * texts}
+        self._measured.loads[name].append(Load(**values))
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Return the processor time of a process and its descendants."""
+    times = [each.cpu_times() for each in [process, *process.children(recursive=True)]]
+    return sum(each.user + each.system for each in times)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="How often everything is measured; medians are reported.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Length of each load.")] = 5,
+    peers: Annotated[str, typer.Option(help="Names of other servers, with commas; empty: none.")] = ",".join(PEERS),
+) -> None:
+    """Run the benchmark and write its figures as JSON, Markdown and plots."""
+    measured = Measured(
+        date=datetime.now(UTC).date().isoformat(),
+        machine=f"{usable_threads()} threads, {'with' if has_bf16() else 'without'} bf16, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        versions={name: version(name) for name in ("fastapi", "onnxruntime", "uvicorn")}
+        | {"python": platform.python_version()},
+        rounds=rounds,
+        seconds=seconds,
     )
-    engine = Engine(model, pad_id=manifest.pad_id, heads=manifest.heads.sizes, longest=manifest.max_tokens)
-    tokens = sorted((text.ids for text in tokenizer.encode(texts)), key=len)
-    batches = [tokens[start : start + 32] for start in range(0, len(tokens), 32)]
-
-    def measure() -> float:
-        started = time.perf_counter()
-        for batch in batches:
-            engine.run_now(batch)
-        return len(tokens) / (time.perf_counter() - started)
-
-    measure()
-    return measure
-
-
-@contextmanager
-def serving(**environment: str) -> Iterator[tuple[int, psutil.Process]]:
-    """Run the service in a process of its own; yield its port and process."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "SENTIMENT_LOG__FORMAT": "json", "SENTIMENT_LOG__REQUESTS": "false", **environment},
-    )
-    if process.stdout is None:
-        raise RuntimeError("the server has no standard output")
-    for line in process.stdout:
-        if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
-            break
-    else:
-        raise RuntimeError("the server did not start")
-    try:
-        yield int(found[1]), psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _row(name: str, per_text: int, runs: list[tuple[list[Outcome], float]]) -> dict[str, object]:
-    durations = sorted(outcome.duration_s for outcomes, _ in runs for outcome in outcomes)
-    return {
-        "case": name,
-        "per_s": statistics.median(len(outcomes) * per_text / seconds for outcomes, seconds in runs),
-        "p50_ms": statistics.median(durations) * 1e3,
-        "p99_ms": durations[int(len(durations) * 0.99)] * 1e3,
-        "errors": sum(outcome.status != 200 for outcomes, _ in runs for outcome in outcomes),
-    }
-
-
-def main() -> None:
-    """Measure every case `_RUNS` times in turn, so that a drift of the machine touches all alike."""
-    texts = make_texts(_TEXTS)
-    singles = [post("/v1/sentiment", {"text": text}) for text in texts]
-    batches = [
-        post("/v1/sentiment/batch", {"texts": texts[start : start + _BATCH]}) for start in range(0, _TEXTS, _BATCH)
-    ]
-    cases = {
-        "single texts, 1 connection": (singles[:300], 1, 1),
-        "single texts, 32 connections": (singles, 32, 1),
-        "single texts, 64 connections": (singles, 64, 1),
-        f"batches of {_BATCH}, 4 connections": (batches, 4, _BATCH),
-    }
-    ceiling = measure_ceiling(texts)
-    ceilings: list[float] = []
-    runs: dict[str, list[tuple[list[Outcome], float]]] = {name: [] for name in cases}
-    memory: list[int] = []
-    for _ in track(range(_RUNS), description="runs"):
-        ceilings.append(ceiling())
-        with serving(SENTIMENT_CACHE__MAX_BYTES="0") as (port, process):
-            asyncio.run(send_all(port, singles[:64], connections=8))
-            for name, (requests, connections, _) in cases.items():
-                runs[name].append(asyncio.run(send_all(port, requests, connections=connections)))
-            memory.append(process.memory_info().rss)
-    rows = [_row(name, cases[name][2], found) for name, found in runs.items()]
-    with serving() as (port, _):
-        asyncio.run(send_all(port, singles, connections=64))
-        for name, requests in {"remembered": singles, "liveness route": [get("/health/live")] * _TEXTS}.items():
-            found = [asyncio.run(send_all(port, requests, connections=32)) for _ in range(_RUNS)]
-            rows.append(_row(f"{name}, 32 connections", 1, found))
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {usable_threads()} threads, Python {platform.python_version()}",
-        "texts": _TEXTS,
-        "runs": _RUNS,
-        "ceiling_per_s": statistics.median(ceilings),
-        "memory_mib": max(memory) / 2**20,
-        "cases": rows,
-    }
-    _RESULT.parent.mkdir(exist_ok=True)
-    _RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(render(result))
-
-
-def render(result: dict[str, object]) -> str:
-    """Return the result as a Markdown table."""
-    ceiling = result["ceiling_per_s"]
-    lines = [
-        "| case | texts or requests/s | of the engine alone | p50 | p99 | errors |",
-        "| --- | --- | --- | --- | --- | --- |",
-        f"| engine alone, sorted batches of 32 | {ceiling:.0f} | 1 | | | |",
-    ]
-    cases = result["cases"]
-    for row in cases if isinstance(cases, list) else []:
-        share = row["per_s"] / ceiling
-        lines.append(
-            f"| {row['case']} | {row['per_s']:.0f} | {share:.2f} | {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms "
-            f"| {row['errors']} |"
-        )
-    lines.append(
-        f"\n{result['date']}, {result['machine']}; resident memory after the load {result['memory_mib']:.0f} MiB."
-    )
-    return "\n".join(lines)
+    bench = Bench(measured, peers=[PEERS[name] for name in peers.split(",") if name])
+    _OUTPUT.mkdir(parents=True, exist_ok=True)
+    for number in range(1, rounds + 1):
+        bench.round(number)
+        (_OUTPUT / "bench.json").write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
+    table = render(measured)
+    (_OUTPUT / "bench.md").write_text(table + "\n", encoding="utf-8")
+    write_plots(measured, _OUTPUT)
+    print(table)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

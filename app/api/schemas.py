@@ -56,7 +56,7 @@ class ModelName(BaseModel):
     """Which model answered."""
 
     name: str = Field(examples=["e5-zh-sentiment"])
-    version: str = Field(examples=["2.0.0"])
+    version: str = Field(examples=["2.1.0"])
 
     @classmethod
     def of(cls, manifest: Manifest) -> "ModelName":

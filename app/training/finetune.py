@@ -53,12 +53,14 @@ def fine_tune(
     tokens: Tokens,
     settings: FineTuning,
     soft: NDArray[np.float32] | None = None,
+    soup: Sequence[Path] = (),
     resume: bool,
 ) -> dict[str, float]:
     """Fine-tune the BERT in directory `base`, write the best epoch's model to `output` and return its dev metrics.
 
     `base` is any directory that `BertForSequenceClassification.from_pretrained` takes and that has a `tokenizer.json`.
-    `soft` (len(train), len(heads.labels)) are the probabilities that teachers give, NaN where they have no say.
+    `soft` (len(train), len(heads.labels)) are the probabilities that teachers give, NaN where they have no say. The
+    weights of the models in the directories `soup` are averaged with those of the best epoch.
     Checkpoints and TensorBoard logs stand in `output/checkpoints`; with `resume` training goes on from the newest.
     """
     tokenizer = Tokenizer(base / "tokenizer.json", max_tokens=tokens.max_tokens, head_tokens=tokens.head_tokens)
@@ -107,6 +109,7 @@ def fine_tune(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if resume and checkpoints.is_dir() else None)
     if settings.peft is not None:
         model = trainer.model = trainer.model.merge_and_unload()
+    _average(model, soup)
     answers = trainer.predict(dev_texts)
     calibration = _calibrate(model, np.asarray(answers.predictions), np.asarray(answers.label_ids), heads)
     _round_weights_to_half(model)
@@ -346,6 +349,16 @@ def _metrics(prediction: EvalPrediction, heads: Heads) -> dict[str, float]:
             found[f"{prefix}accuracy"] = float(accuracy_score(expected, given))
             found[f"{prefix}macro_f1"] = float(f1_score(expected, given, average="macro"))
     return found
+
+
+def _average(model: BertForSequenceClassification, others: Sequence[Path]) -> None:
+    """Make each weight of `model` the mean over it and the models in `others`."""
+    states = [BertForSequenceClassification.from_pretrained(directory).state_dict() for directory in others]
+    with torch.no_grad():
+        for name, weights in model.state_dict().items():
+            for state in states:
+                weights.add_(state[name].to(weights.device))
+            weights.div_(1 + len(states))
 
 
 def _round_weights_to_half(model: torch.nn.Module) -> None:

@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 
 
 class UnfitRecipe(CannotProceed):
-    """The recipe of a teacher, or of the model to start from, has other labels."""
+    """The recipe of a teacher, of a start or of a soup does not fit the one that names it."""
 
 
 def read_data(recipe: Recipe, places: Sequence[Path]) -> tuple[list[Example], list[Example], list[str]]:
@@ -56,15 +56,19 @@ def read_data(recipe: Recipe, places: Sequence[Path]) -> tuple[list[Example], li
     return train, dev, [example.text for example in unlabelled]
 
 
-def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | None, resume: bool) -> None:
+def train_recipe(
+    recipe_file: Path, data: Path, output: Path, *, base: Path | None, start: Path | None = None, resume: bool
+) -> None:
     """Adapt and fine-tune by the recipe; files are looked for beside it, then in `data`.
+
+    `start` is the model that the recipe starts from, where it is trained already.
 
     With `resume` a finished step is not done again and a step that was interrupted goes on from its last checkpoint.
 
     Raises:
         BadRow: a data file has a row that cannot be used.
-        MissingFile: a data file, or the recipe of a teacher or of the start is missing.
-        UnfitRecipe: the recipe of a teacher, or of the start, has other labels.
+        MissingFile: a data file, or the recipe of a teacher, a start or a soup is missing.
+        UnfitRecipe: one of these recipes does not fit.
     """
     recipe = read_recipe(recipe_file)
     if resume and (output / CALIBRATION).is_file():  # what fine-tuning writes last
@@ -74,8 +78,11 @@ def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | No
     train, dev, unlabelled = read_data(recipe, places)
     texts = [*(example.text for example in train), *unlabelled]
     teachers = _train_teachers(recipe, recipe_file, data, output, base=base, resume=resume)
+    soup: list[Path] = []
     if recipe.start is not None:
-        base = _train_start(recipe, find(recipe.start, [recipe_file.parent]), data, output, base=base, resume=resume)
+        start_file = find(recipe.start, [recipe_file.parent])
+        base = start or _train_start(recipe, start_file, data, output, base=base, resume=resume)
+        soup = _train_soup(recipe, recipe_file, data, output, start=base, resume=resume)
     elif base is None:
         base = output / "base"
         if not (resume and base.is_dir()):
@@ -96,6 +103,7 @@ def train_recipe(recipe_file: Path, data: Path, output: Path, *, base: Path | No
         tokens=recipe.tokens,
         settings=recipe.fine_tuning,
         soft=soft,
+        soup=soup,
         resume=resume,
     )
     _log.info("fine-tuned", directory=str(output), **{name: round(value, 4) for name, value in metrics.items()})
@@ -110,6 +118,21 @@ def _train_start(
         raise UnfitRecipe(f"{start_file} is for {start.heads}, what starts from it for {recipe.heads}")
     train_recipe(start_file, data, output / "start", base=base, resume=resume)
     return output / "start"
+
+
+def _train_soup(
+    recipe: Recipe, recipe_file: Path, data: Path, output: Path, *, start: Path, resume: bool
+) -> list[Path]:
+    """Return the directories of the models that go into the soup, trained now unless `resume` finds them."""
+    directories = []
+    for file in recipe.fine_tuning.soup:
+        part_file = find(file, [recipe_file.parent])
+        part = read_recipe(part_file)
+        if (part.heads, part.start) != (recipe.heads, recipe.start):
+            raise UnfitRecipe(f"{part_file} has other labels or another start than {recipe_file}, whose soup it is for")
+        directories.append(output / "soup" / part.name)
+        train_recipe(part_file, data, directories[-1], base=None, start=start, resume=resume)
+    return directories
 
 
 def _train_teachers(

@@ -136,6 +136,13 @@ class FineTuning(Optimisation):
         float,
         Field(ge=0, description="Weight of the consistency of two dropouts (Liang et al. 2021, arXiv:2106.14448)"),
     ] = 0.0
+    soup: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Recipes beside this one, with the same start: their models' weights are averaged with this "
+            "one's (Wortsman et al. 2022, arXiv:2203.05482)"
+        ),
+    ] = ()
     patience: Annotated[
         int | None, Field(gt=0, description="Epochs without a better dev macro-F1 before training stops")
     ] = None
@@ -179,9 +186,11 @@ class Recipe(_Table):
     fine_tuning: FineTuning = FineTuning()
 
     @model_validator(mode="after")
-    def _adapts_before_it_is_fine_tuned(self) -> Self:
+    def _fits_its_start(self) -> Self:
         if self.start and self.adaptation:
             raise ValueError("start names a model that is fine-tuned already: adapt in its recipe")
+        if self.fine_tuning.soup and not self.start:
+            raise ValueError("soup averages models that have one start: name it")
         return self
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
 from app.inference.bundle import open_bundle
@@ -150,6 +151,60 @@ def test_an_interrupted_run_goes_on_where_it_was(run: Run, base: Path, tmp_path:
     after = _training_files(output)
     assert set(before) <= set(after)
     assert _weights(output) == _weights(run.output)
+
+
+_NEXT = f"""
+    name = "next"
+    emotions = {list(EMOTIONS)}
+    start = "recipe.toml"
+    {_COMMON}
+    [data]
+    train = [{{ file = "reviews.jsonl", dev_share = 0.1 }}]
+    [fine_tuning]
+    epochs = 1
+    learning_rate = 1e-9
+"""
+
+
+def test_a_recipe_goes_on_from_the_model_of_another(run: Run, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.recipe_file.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "next.toml").write_text(_NEXT, encoding="utf-8")
+    shutil.copytree(run.output, tmp_path / "run" / "start")
+    train_recipe(tmp_path / "next.toml", run.data, tmp_path / "run", base=base, resume=True)
+    before, after = _weights(run.output), _weights(tmp_path / "run")
+    for name in (name for name in before if name.startswith("bert.")):
+        assert after[name] == pytest.approx(before[name], abs=1e-3)
+
+
+def test_a_soup_has_the_mean_of_the_weights_of_its_models(run: Run, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.recipe_file.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "next.toml").write_text(f'{_NEXT}    soup = ["other.toml"]', encoding="utf-8")
+    (tmp_path / "other.toml").write_text(_NEXT.replace('"next"', '"other"'), encoding="utf-8")
+    other = tmp_path / "run" / "soup" / "other"
+    for place in (other, tmp_path / "run" / "start"):
+        shutil.copytree(run.output, place)
+    thrice = {name: 3 * weights for name, weights in load_file(other / "model.safetensors").items()}
+    save_file(thrice, other / "model.safetensors", metadata={"format": "pt"})
+    train_recipe(tmp_path / "next.toml", run.data, tmp_path / "run", base=base, resume=True)
+    before, after = _weights(run.output), _weights(tmp_path / "run")
+    for name in (name for name in before if name.startswith("bert.")):
+        assert after[name] == pytest.approx([2 * weight for weight in before[name]], rel=1e-2, abs=1e-3)
+
+
+def test_a_part_of_a_soup_with_another_start_is_refused(run: Run, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.recipe_file.parent, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(run.output, tmp_path / "run" / "start")
+    (tmp_path / "next.toml").write_text(f'{_NEXT}    soup = ["recipe.toml"]', encoding="utf-8")
+    with pytest.raises(UnfitRecipe, match="another start"):
+        train_recipe(tmp_path / "next.toml", run.data, tmp_path / "run", base=base, resume=True)
+
+
+def test_a_start_with_other_labels_is_refused_before_it_is_trained(run: Run, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.recipe_file.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "next.toml").write_text(_NEXT.replace("emotions =", "# emotions ="), encoding="utf-8")
+    with pytest.raises(UnfitRecipe, match=r"recipe\.toml"):
+        train_recipe(tmp_path / "next.toml", run.data, tmp_path / "run", base=base, resume=False)
+    assert not (tmp_path / "run").exists()
 
 
 def _training_files(output: Path) -> list[tuple[Path, float]]:

@@ -47,6 +47,8 @@ def test_what_a_recipe_leaves_out_has_a_default() -> None:
         ({"fine_tuning": {"precision": "int8"}}, "precision"),
         ({"fine_tuning": {"layer_decay": 1.1}}, "layer_decay"),
         ({"fine_tuning": {"distillation": {"teachers": []}}}, "teachers"),
+        ({"start": "other.toml", "adaptation": {}}, "adapt in its recipe"),
+        ({"fine_tuning": {"soup": ["other.toml"]}}, "have one start"),
         ({"fine_tuning": {"peft": {"method": "prefix"}}}, "peft.method"),
         ({"fine_tuning": {"peft": {"method": "adalora", "rank": 1}}}, "adalora halves the rank"),
         ({"fine_tuning": {"fgm": 1.0, "peft": {}}}, "fgm moves the word embeddings"),
@@ -74,6 +76,10 @@ def test_the_shipped_recipes_can_be_followed(file: Path) -> None:
         assert read_examples(file.parent / source.file, source, labels=recipe.labels, emotions=recipe.emotions)
     for teacher in recipe.fine_tuning.distillation.teachers if recipe.fine_tuning.distillation else ():
         assert read_recipe(file.parent / teacher).labels == recipe.labels
+    if recipe.start is not None:
+        assert read_recipe(file.parent / recipe.start).heads == recipe.heads
+    for part in recipe.fine_tuning.soup:
+        assert read_recipe(file.parent / part).start == recipe.start
 
 
 def test_the_readme_lists_every_option_as_it_is() -> None:

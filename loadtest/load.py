@@ -1,0 +1,130 @@
+"""Load on an HTTP server: closed loops by wrk, which costs the server little of the processors that both share, and
+open loops, whose requests do not wait for the answers to others.
+"""
+
+import asyncio
+import json
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from app.domain.errors import CannotProceed
+
+_SCRIPT: Final = Path(__file__).with_name("load.lua")
+
+
+class NoLoadGenerator(CannotProceed):
+    """wrk is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is posted, to where; `body` None is a GET."""
+
+    path: str
+    body: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one load came to."""
+
+    per_s: float  # requests answered with 200
+    p50_ms: float
+    p99_ms: float
+    mean_ms: float
+    errors: int
+
+
+def closed_loop(port: int, requests: Sequence[Request], *, connections: int, seconds: float) -> Load:
+    """Send `requests`, all to one path and again from the start, over connections that each wait for their answer.
+
+    Raises:
+        NoLoadGenerator: wrk is not installed.
+    """
+    if shutil.which("wrk") is None:
+        raise NoLoadGenerator("wrk makes the load and is not installed: apt install wrk, or brew install wrk")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        if requests[0].body is not None:
+            file.write("\n".join(_json(request.body) for request in requests))
+        file.flush()
+        done = subprocess.run(  # noqa: S603 (the program found above)
+            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT),
+             f"http://127.0.0.1:{port}{requests[0].path}", "--", file.name],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Load(
+        per_s=(found["requests"] - found["errors"]) / found["seconds"],
+        p50_ms=found["p50_ms"],
+        p99_ms=found["p99_ms"],
+        mean_ms=found["mean_ms"],
+        errors=found["errors"],
+    )
+
+
+def open_loop(port: int, requests: Sequence[Request], *, per_s: float, seconds: float, seed: int = 0) -> Load:
+    """Send `requests` at random times (Poisson), `per_s` of them on average, whatever becomes of the earlier ones."""
+    return asyncio.run(_open_loop(port, requests, per_s, seconds, seed))
+
+
+async def _open_loop(port: int, requests: Sequence[Request], per_s: float, seconds: float, seed: int) -> Load:
+    chance = random.Random(seed)  # noqa: S311 (no secret depends on it)
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    durations: list[float] = []
+    errors = 0
+
+    async def send(content: bytes) -> None:
+        nonlocal errors
+        started = time.perf_counter()
+        reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(content)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            _, _, length = head.partition(b"content-length:")
+            await reader.readexactly(int(length.split(b"\r\n", 1)[0]))
+        except (OSError, asyncio.IncompleteReadError):
+            errors += 1
+            writer.close()
+            return
+        durations.append(time.perf_counter() - started)
+        errors += head.split(b" ", 2)[1] != b"200"
+        idle.append((reader, writer))
+
+    contents = [_http(request) for request in requests]
+    started = time.perf_counter()
+    due = 0.0
+    async with asyncio.TaskGroup() as tasks:
+        sent = 0
+        while due < seconds:
+            await asyncio.sleep(max(0.0, started + due - time.perf_counter()))
+            tasks.create_task(send(contents[sent % len(contents)]))
+            sent += 1
+            due += chance.expovariate(per_s)
+    spent_s = time.perf_counter() - started
+    for _, writer in idle:
+        writer.close()
+    durations.sort()
+    return Load(
+        per_s=(len(durations) - errors) / spent_s,
+        p50_ms=durations[len(durations) // 2] * 1e3,
+        p99_ms=durations[int(len(durations) * 0.99)] * 1e3,
+        mean_ms=sum(durations) / len(durations) * 1e3,
+        errors=errors,
+    )
+
+
+def _json(body: object) -> str:
+    return json.dumps(body, ensure_ascii=False)
+
+
+def _http(request: Request) -> bytes:
+    content = _json(request.body).encode()
+    head = f"POST {request.path} HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
