@@ -5,13 +5,13 @@ Rounds, so that a drift of the machine touches all alike; each server runs alone
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Thread
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 import psutil
 import typer
@@ -23,9 +23,10 @@ from loadtest.corpus import make_texts
 from loadtest.engine import BareEngine
 from loadtest.load import Load, Request, closed_loop, open_loop
 from loadtest.measured import Measured
-from loadtest.peers import PEERS, Peer, serving_empty, serving_peer
+from loadtest.peers import PEERS, Peer
+from loadtest.peers.run import serving as serving_peer
 from loadtest.report import render, write_plots
-from loadtest.service import serving
+from loadtest.service import serving, serving_empty
 
 TEXTS: Final = 2_000
 CONNECTIONS: Final = (1, 8, 32, 64, 256)
@@ -38,6 +39,7 @@ _REPEATED: Final = 200  # texts that the cached load repeats
 _INTERACTIVE_PER_S: Final = 30.0  # beside bulk load
 _NO_CACHE: Final = {"SENTIMENT_CACHE__MAX_BYTES": "0"}
 _OUTPUT: Final = Path("build/bench")
+Processes: TypeAlias = Callable[[], list[psutil.Process]]
 _console = Console(stderr=True)
 
 
@@ -56,7 +58,7 @@ class Bench:
         for streams in (1, 2):
             bare = BareEngine(streams=streams)
             bare.sorted_batches_per_s(self._texts)  # compiles the shapes
-            self._measured.engine_per_s[streams].append(bare.sorted_batches_per_s(self._texts))
+            self._measured.engine_per_s.setdefault(streams, []).append(bare.sorted_batches_per_s(self._texts))
             if streams == 1:
                 bare.alone_ms(self._texts[:200])
                 self._measured.engine_alone_ms.append(bare.alone_ms(self._texts[:600]))
@@ -65,10 +67,10 @@ class Bench:
 
     def service(self) -> None:
         """Measure ours: closed and open loops, batches, bulk load beside interactive."""
-        with serving(**_NO_CACHE) as (port, process):
+        with serving(**_NO_CACHE) as (port, processes):
             closed_loop(port, self._singles, connections=32, seconds=self._seconds)
             for connections in CONNECTIONS:
-                self._closed("service", port, self._singles, connections, process)
+                self._closed("service", port, self._singles, connections, processes)
             capacity = self._measured.loads["service: 64 connections"][-1].per_s
             for share in CAPACITY_SHARES:
                 self._open(f"service: open loop at {share:.0%}", port, self._singles, share * capacity)
@@ -80,7 +82,7 @@ class Bench:
                 load = closed_loop(port, batches, connections=BATCH_CONNECTIONS, seconds=2 * self._seconds)
                 self._note(f"service: batches of {size}", load, texts=size)
             self._beside_bulk(port)
-            self._measured.memory_mib["service"] = process.memory_info().rss / 2**20
+            self._measured.memory_mib["service"] = _memory_mib(processes())
         with serving() as (port, _):
             repeated = self._singles[:_REPEATED]
             closed_loop(port, repeated, connections=8, seconds=self._seconds)
@@ -95,15 +97,13 @@ class Bench:
         """Measure another server, at the same loads, and ours at four fifths of what it can do."""
         name = f"{peer.name}, {session} session"
         requests = [Request(peer.path, peer.body(text)) for text in self._texts]
-        with serving_peer(peer, bundle=Settings().model.path, session=session) as (port, process):
+        with serving_peer(peer, bundle=Settings().model.path, session=session) as (port, processes):
             closed_loop(port, requests, connections=8, seconds=self._seconds)
             for connections in PEER_CONNECTIONS:
-                self._closed(name, port, requests, connections, process)
+                self._closed(name, port, requests, connections, processes)
             rate = 0.8 * self._measured.loads[f"{name}: 64 connections"][-1].per_s
             self._open(f"{name}: open loop at 80%", port, requests, rate)
-            self._measured.memory_mib[name] = sum(
-                each.memory_info().rss for each in [process, *process.children(recursive=True)]
-            ) / 2**20  # fmt: skip
+            self._measured.memory_mib[name] = _memory_mib(processes())
         with serving(**_NO_CACHE) as (port, _):
             closed_loop(port, self._singles, connections=8, seconds=1)
             self._open(f"service: open loop at 80% of {name}", port, self._singles, rate)
@@ -126,13 +126,13 @@ class Bench:
                     self._measured.failed[name] = str(error)
 
     def _closed(
-        self, server: str, port: int, requests: Sequence[Request], connections: int, process: psutil.Process
+        self, server: str, port: int, requests: Sequence[Request], connections: int, processes: Processes
     ) -> None:
-        before = _cpu_s(process)
+        before = _cpu_s(processes())
         load = closed_loop(port, requests, connections=connections, seconds=self._seconds)
         self._note(f"{server}: {connections} connections", load)
         if connections == PEER_CONNECTIONS[-1]:
-            self._measured.cores[server].append((_cpu_s(process) - before) / self._seconds)
+            self._measured.cores.setdefault(server, []).append((_cpu_s(processes()) - before) / self._seconds)
 
     def _open(self, name: str, port: int, requests: Sequence[Request], per_s: float) -> None:
         self._note(name, open_loop(port, requests, per_s=per_s, seconds=max(2 * self._seconds, 200 / per_s)))
@@ -157,24 +157,32 @@ class Bench:
 
     def _note(self, name: str, load: Load, *, texts: int = 1) -> None:
         values = asdict(load) | {"per_s": load.per_s * texts}
-        self._measured.loads[name].append(Load(**values))
+        self._measured.loads.setdefault(name, []).append(Load(**values))
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    """Return the processor time of a process and its descendants."""
-    times = [each.cpu_times() for each in [process, *process.children(recursive=True)]]
+def _cpu_s(processes: Sequence[psutil.Process]) -> float:
+    """Return the processor time of all `processes`."""
+    times = [each.cpu_times() for each in processes]
     return sum(each.user + each.system for each in times)
+
+
+def _memory_mib(processes: Sequence[psutil.Process]) -> float:
+    """Return what `processes` alone hold of the memory, in MiB."""
+    return sum(each.memory_full_info().uss for each in processes) / 2**20
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="How often everything is measured; medians are reported.")] = 3,
-    seconds: Annotated[float, typer.Option(help="Length of each load.")] = 5,
+    seconds: Annotated[int, typer.Option(help="Length of each load.")] = 5,
     peers: Annotated[str, typer.Option(help="Names of other servers, with commas; empty: none.")] = ",".join(PEERS),
 ) -> None:
     """Run the benchmark and write its figures as JSON, Markdown and plots."""
     measured = Measured(
         date=datetime.now(UTC).date().isoformat(),
-        machine=f"{usable_threads()} threads, {'with' if has_bf16() else 'without'} bf16, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        machine=(
+            f"{usable_threads()} threads, {'with' if has_bf16() else 'without'} bf16, "
+            f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+        ),
         versions={name: version(name) for name in ("fastapi", "onnxruntime", "uvicorn")}
         | {"python": platform.python_version()},
         rounds=rounds,

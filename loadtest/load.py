@@ -1,5 +1,6 @@
-"""Load on an HTTP server: closed loops by wrk, which costs the server little of the processors that both share, and
-open loops, whose requests do not wait for the answers to others.
+"""Load on an HTTP server: closed loops by wrk, and open loops, whose requests wait for no answers to others.
+
+wrk costs the server little of the processors that both share.
 """
 
 import asyncio
@@ -42,20 +43,21 @@ class Load:
     errors: int
 
 
-def closed_loop(port: int, requests: Sequence[Request], *, connections: int, seconds: float) -> Load:
+def closed_loop(port: int, requests: Sequence[Request], *, connections: int, seconds: int) -> Load:
     """Send `requests`, all to one path and again from the start, over connections that each wait for their answer.
 
     Raises:
         NoLoadGenerator: wrk is not installed.
     """
-    if shutil.which("wrk") is None:
+    wrk = shutil.which("wrk")
+    if wrk is None:
         raise NoLoadGenerator("wrk makes the load and is not installed: apt install wrk, or brew install wrk")
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         if requests[0].body is not None:
             file.write("\n".join(_json(request.body) for request in requests))
         file.flush()
-        done = subprocess.run(  # noqa: S603 (the program found above)
-            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT),
+        done = subprocess.run(
+            [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT),
              f"http://127.0.0.1:{port}{requests[0].path}", "--", file.name],
             capture_output=True, text=True, check=True,
         )  # fmt: skip

@@ -1,7 +1,6 @@
 """What a benchmark found."""
 
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,12 +15,12 @@ class Measured:
     machine: str
     versions: dict[str, str]
     rounds: int
-    seconds: float
-    engine_per_s: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # by streams
+    seconds: int
+    engine_per_s: dict[int, list[float]] = field(default_factory=dict)  # by streams
     engine_alone_ms: list[float] = field(default_factory=list)
     ms_by_tokens: dict[int, dict[int, float]] = field(default_factory=dict)  # by rows, by tokens
-    loads: dict[str, list[Load]] = field(default_factory=lambda: defaultdict(list))  # by "server: case"
-    cores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # used by a server, by its name
+    loads: dict[str, list[Load]] = field(default_factory=dict)  # by "server: case"
+    cores: dict[str, list[float]] = field(default_factory=dict)  # used by a server, by its name
     memory_mib: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # servers that did not start, and why
 
@@ -29,6 +28,7 @@ class Measured:
 def medians(loads: Sequence[Load]) -> Load:
     """Return the median of each figure, and all errors."""
     middle = {
-        name: statistics.median(getattr(load, name) for load in loads) for name in ("per_s", "p50_ms", "p99_ms", "mean_ms")
+        name: statistics.median(getattr(load, name) for load in loads)
+        for name in ("per_s", "p50_ms", "p99_ms", "mean_ms")
     }
     return Load(errors=sum(load.errors for load in loads), **middle)

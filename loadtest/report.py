@@ -42,7 +42,10 @@ def ratios(measured: Measured) -> Iterator[tuple[str, float]]:
         yield f"{name.removeprefix('service: ')}, texts/s ÷ engine alone", found[name].per_s / engine
     lone = found["service: 1 connections"].mean_ms / median(measured.engine_alone_ms)
     yield "a lone request, mean latency ÷ tokenising and running it without a server", lone
-    yield "cached, requests/s ÷ an empty FastAPI route", found["service: cached"].per_s / found["an empty FastAPI route"].per_s
+    yield (
+        "cached, requests/s ÷ an empty FastAPI route",
+        found["service: cached"].per_s / found["an empty FastAPI route"].per_s,
+    )
     beside, alone = found["service: interactive beside bulk"], found["service: interactive alone"]
     yield "interactive p99 beside bulk load ÷ without", beside.p99_ms / alone.p99_ms
     for session in ("documented", "ours"):
@@ -51,13 +54,19 @@ def ratios(measured: Measured) -> Iterator[tuple[str, float]]:
             continue
         for connections in (32, 64):
             load = f"{connections} connections"
-            best = max(peers, key=lambda peer: found[f"{peer}: {load}"].per_s)  # noqa: B023 (used at once)
-            yield f"{load}, texts/s ÷ {best} (the best)", found[f"service: {load}"].per_s / found[f"{best}: {load}"].per_s
+            best = max(peers, key=lambda peer: found[f"{peer}: {load}"].per_s)
+            yield (
+                f"{load}, texts/s ÷ {best} (the best)",
+                found[f"service: {load}"].per_s / found[f"{best}: {load}"].per_s,
+            )
         best = max(peers, key=lambda peer: found[f"{peer}: 64 connections"].per_s)
         ours, theirs = found[f"service: open loop at 80% of {best}"], found[f"{best}: open loop at 80%"]
         yield f"p99 at 80 % of what {best} can do ÷ its own", ours.p99_ms / theirs.p99_ms
     if (naive := f"{_NAIVE}, documented session: 32 connections") in found:
-        yield f"32 connections, texts/s ÷ {_NAIVE}, documented session", found["service: 32 connections"].per_s / found[naive].per_s
+        yield (
+            f"32 connections, texts/s ÷ {_NAIVE}, documented session",
+            found["service: 32 connections"].per_s / found[naive].per_s,
+        )
 
 
 def write_plots(measured: Measured, directory: Path) -> None:
@@ -66,7 +75,9 @@ def write_plots(measured: Measured, directory: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for server in dict.fromkeys(name.partition(":")[0] for name in found if name.endswith(" connections")):
-        loads = [load for name, load in found.items() if name.startswith(f"{server}:") and name.endswith(" connections")]
+        loads = [
+            load for name, load in found.items() if name.startswith(f"{server}:") and name.endswith(" connections")
+        ]
         axes.plot([load.per_s for load in loads], [load.p99_ms for load in loads], marker="o", label=server)
     axes.set(xlabel="texts/s", ylabel="p99 (ms)", yscale="log", title="1 to 256 connections, one text a request")
     axes.legend(fontsize="small")

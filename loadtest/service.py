@@ -1,23 +1,37 @@
-"""Our own server, as a process to put load on."""
+"""Our own server, and the least of all servers, as processes to put load on."""
 
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psutil
 
 
 @contextmanager
-def serving(**settings: str) -> Iterator[tuple[int, psutil.Process]]:
-    """Run the service with these environment variables; yield its port and process."""
+def serving(**settings: str) -> Iterator[tuple[int, Callable[[], list[psutil.Process]]]]:
+    """Run the service with these environment variables; yield its port and what returns its processes."""
+    variables = {"SENTIMENT_LOG__FORMAT": "json", "SENTIMENT_LOG__REQUESTS": "false", **settings}
+    with _running([sys.executable, "-m", "app", "serve", "--port", "0"], variables) as found:
+        yield found
+
+
+@contextmanager
+def serving_empty() -> Iterator[int]:
+    """Run an application with one empty route; yield its port."""
+    command = [sys.executable, "-m", "uvicorn", "loadtest.empty:app", "--port", "0", "--no-access-log"]
+    with _running(command, {}) as (port, _):
+        yield port
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], variables: Mapping[str, str]
+) -> Iterator[tuple[int, Callable[[], list[psutil.Process]]]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "SENTIMENT_LOG__FORMAT": "json", "SENTIMENT_LOG__REQUESTS": "false", **settings},
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **variables}
     )
     if process.stdout is None:
         raise RuntimeError("the server has no standard output")
@@ -26,8 +40,9 @@ def serving(**settings: str) -> Iterator[tuple[int, psutil.Process]]:
             break
     else:
         raise RuntimeError("the server did not start")
+    own = psutil.Process(process.pid)
     try:
-        yield int(found[1]), psutil.Process(process.pid)
+        yield int(found[1]), lambda: [own, *own.children(recursive=True)]
     finally:
         process.terminate()
         process.wait()

@@ -8,6 +8,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +23,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers.optimizer import optimize_model
 from pydantic import BaseModel
 
-from app.domain.errors import CannotProceed, StartupError
+from app.domain.errors import CannotProceed, ModelFailure, StartupError
 from app.domain.rows import BadRow
 from app.inference.bundle import MANIFEST, MODEL, Bundle, open_bundle, record_file
 from app.inference.session import Precision, Provider
@@ -68,9 +72,7 @@ def measure_variants(directory: Path, examples: Sequence[Example], scratch: Path
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     ids = [text.ids for text in tokenizer.encode([example.text for example in examples])]
     expected = np.array([manifest.labels.index(example.label or "") for example in examples])
-    polarities = len(manifest.labels)
-    full = open_served(directory, provider="cpu", precision="fp32")
-    reference = _labels(full.answer_tokens(ids, title="reference"), polarities)
+    reference = _answer(directory, "cpu", "fp32", ids).given
     figures = []
     for name, write in _VARIANTS.items():
         try:
@@ -81,24 +83,50 @@ def measure_variants(directory: Path, examples: Sequence[Example], scratch: Path
         size = round((variant / MODEL).stat().st_size / 1e6, 1)
         for provider, precision in _PLACEMENTS:
             try:
-                served = open_served(variant, provider=provider, precision=precision)
-            except StartupError as error:
+                found = _in_a_process_of_its_own(variant, provider, precision, ids)
+            except (StartupError, ModelFailure, BrokenProcessPool) as error:
                 if provider != "cuda":
-                    figures.append(_unusable(name, provider, precision, size, " ".join(str(error).split())))
+                    reason = "its process crashed" if isinstance(error, BrokenProcessPool) else str(error)
+                    figures.append(_unusable(name, provider, precision, size, " ".join(reason.split())))
                 continue
-            served.answer_tokens(ids[:_ALONE], title="warm-up")
-            started = time.perf_counter()
-            given = _labels(served.answer_tokens(ids, title=f"{name} {provider} {precision}"), polarities)
-            spent_s = time.perf_counter() - started
-            alone = _labels(np.array([served.engine.run_now([text])[0] for text in ids[:_ALONE]]), polarities)
             figures.append(
                 VariantFigures(
                     variant=name, provider=provider, precision=precision, megabytes=size,
-                    accuracy=round(float((given == expected).mean()), 5), flips=int((given != reference).sum()),
-                    alone_flips=int((alone != given[:_ALONE]).sum()), texts_per_s=round(len(ids) / spent_s, 1),
+                    accuracy=round(float((found.given == expected).mean()), 5),
+                    flips=int((found.given != reference).sum()),
+                    alone_flips=int((found.alone != found.given[: len(found.alone)]).sum()),
+                    texts_per_s=round(len(ids) / found.spent_s, 1),
                 )
             )  # fmt: skip
     return figures
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Indexes of labels: of all texts in batches, and of the first ones alone."""
+
+    given: NDArray[np.int64]
+    alone: NDArray[np.int64]
+    spent_s: float  # on the batches
+
+
+def _in_a_process_of_its_own(
+    directory: Path, provider: Provider, precision: Precision, ids: Sequence[TokenIds]
+) -> _Answers:
+    """Do as `_answer`: a provider may not only refuse a variant, it may crash."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        return processes.submit(_answer, directory, provider, precision, ids).result()
+
+
+def _answer(directory: Path, provider: Provider, precision: Precision, ids: Sequence[TokenIds]) -> _Answers:
+    served = open_served(directory, provider=provider, precision=precision)
+    polarities = len(served.bundle.manifest.labels)
+    served.answer_tokens(ids[:_ALONE], title="warm-up")
+    started = time.perf_counter()
+    answers = served.answer_tokens(ids, title=f"{directory.name} {provider} {precision}")
+    spent_s = time.perf_counter() - started
+    alone = np.array([served.engine.run_now([text])[0] for text in ids[:_ALONE]])
+    return _Answers(_labels(answers, polarities), _labels(alone, polarities), spent_s)
 
 
 def render_variants(figures: Sequence[VariantFigures]) -> str:

@@ -1,6 +1,9 @@
 """The servers that ours is compared with, each set up as its own documentation says, around the same model.
 
 Every one runs alone in a virtual environment of its own, so these files import nothing of `app`.
+
+Infinity 0.0.78 is not among them: its ONNX classifier reads one softmax over all logits, while the model has two heads,
+and it hands texts to a pipeline of transformers that runs them one at a time.
 """
 
 from collections.abc import Callable

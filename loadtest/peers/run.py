@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -37,8 +37,8 @@ def environment(peer: Peer) -> Path:
 
 
 @contextmanager
-def serving(peer: Peer, bundle: Path, session: str) -> Iterator[int]:
-    """Run `peer` with the model of `bundle` until the block ends; yield its port once it has answered a text.
+def serving(peer: Peer, bundle: Path, session: str) -> Iterator[tuple[int, Callable[[], list[psutil.Process]]]]:
+    """Run `peer` with the model of `bundle`; yield its port, once it answers, and what returns its processes.
 
     `session` is "documented" (ONNX Runtime as it comes) or "ours" (the OpenVINO provider as this service sets it up).
 
@@ -71,7 +71,7 @@ def serving(peer: Peer, bundle: Path, session: str) -> Iterator[int]:
         )
     try:
         _wait(peer, port, process, log)
-        yield port
+        yield port, lambda: _members(mark)
     finally:
         _stop(process, mark)
 
@@ -123,7 +123,7 @@ def _stop(process: subprocess.Popen[bytes], mark: str) -> None:
         process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
-    left = [found for found in psutil.process_iter() if _marked(found, mark)]
+    left = _members(mark)
     for found in left:
         try:
             found.kill()
@@ -131,6 +131,10 @@ def _stop(process: subprocess.Popen[bytes], mark: str) -> None:
             continue
     psutil.wait_procs(left, timeout=10)
     process.wait()
+
+
+def _members(mark: str) -> list[psutil.Process]:
+    return [found for found in psutil.process_iter() if _marked(found, mark)]
 
 
 def _marked(process: psutil.Process, mark: str) -> bool:
