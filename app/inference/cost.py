@@ -7,9 +7,8 @@ Pure arithmetic; knows nothing of clocks, queues or models.
 """
 
 from collections.abc import Iterable
+from math import fsum
 from typing import Final, Self
-
-import numpy as np
 
 _FOLLOWING: Final = 0.05  # share of each run in the pace
 _ODD: Final = 4.0  # a run this many times slower or faster than predicted counts as this many times
@@ -30,14 +29,17 @@ class CostModel:
 
         Errors count by their share of the time, or the large batches would decide what a small one costs.
         """
-        tokens, seconds = (np.array(column, np.float64) for column in zip(*measured, strict=True))
-        weights = 1 / np.maximum(seconds, 1e-9)
-        mean_s = float((seconds * weights).sum() / (tokens * weights).sum())  # of a token, were starting free
-        line = np.linalg.lstsq(np.stack([weights, tokens * weights], axis=1), seconds * weights, rcond=None)[0]
+        # Each row is divided by its time: 1 = fixed x (1 / time) + per token x (tokens / time).
+        rows = [(1 / max(run_s, 1e-9), tokens / max(run_s, 1e-9)) for tokens, run_s in measured]
+        ones, sizes = (fsum(row[column] for row in rows) for column in (0, 1))
+        ones_ones, sizes_sizes = (fsum(row[column] ** 2 for row in rows) for column in (0, 1))
+        ones_sizes = fsum(one * size for one, size in rows)
+        mean_s = len(rows) / sizes  # of a token, were starting free
+        determinant = ones_ones * sizes_sizes - ones_sizes**2
+        slope = (ones_ones * sizes - ones_sizes * ones) / determinant if determinant > 0 else 0.0
         # Noise may tilt the line; neither part of it can be negative, and tokens are never free.
-        per_token_s = min(max(float(line[1]), 0.1 * mean_s), mean_s)
-        rest_s = float(((seconds - per_token_s * tokens) * weights**2).sum() / (weights**2).sum())
-        return cls(max(rest_s, 0.0), per_token_s)
+        per_token_s = min(max(slope, 0.1 * mean_s), mean_s)
+        return cls(max((ones - per_token_s * ones_sizes) / ones_ones, 0.0), per_token_s)
 
     @property
     def fixed_s(self) -> float:
