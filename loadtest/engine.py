@@ -6,12 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean, median
 from typing import Final
 
-from app.inference.bundle import open_bundle
-from app.inference.engine import Engine
-from app.inference.processor import usable_threads
-from app.inference.session import open_model
-from app.inference.tokenizer import TokenIds, Tokenizer
+from app.inference.tokenizer import TokenIds
 from app.settings import Settings
+from app.training.serving import open_served
 
 _ROWS: Final = 32
 _REPEATS: Final = 15
@@ -22,22 +19,11 @@ class BareEngine:
     """The default bundle as the service opens it, with `streams` runs at a time."""
 
     def __init__(self, *, streams: int) -> None:
-        settings = Settings()
-        bundle = open_bundle(settings.model.path)
-        manifest = bundle.manifest
-        model = open_model(
-            bundle.model_file,
-            provider=settings.model.provider,
-            precision=settings.model.precision,
-            threads=settings.model.threads or usable_threads(),
-            streams=streams,
-        )
-        self.placement = model.placement
+        settings = Settings().model
+        served = open_served(settings.path, provider=settings.provider, precision=settings.precision, streams=streams)
         self._streams = streams
-        self._tokenizer = Tokenizer(
-            bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens
-        )
-        self._engine = Engine(model, pad_id=manifest.pad_id, heads=manifest.heads.sizes, longest=manifest.max_tokens)
+        self._tokenizer = served.tokenizer
+        self._engine = served.engine
 
     def sorted_batches_per_s(self, texts: Sequence[str]) -> float:
         """Return texts/s in batches of 32 of similar lengths, tokens made beforehand."""

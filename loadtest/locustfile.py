@@ -7,18 +7,15 @@ environment variables (see `_Limits`). With Locust's web page: ``locust -f loadt
 Locust makes `time.sleep` and sockets yield to its other users.
 """
 
-import contextlib
 import http.client
 import itertools
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -30,6 +27,7 @@ from pydantic_settings import BaseSettings
 
 from app.domain.labels import LABELS
 from loadtest.corpus import make_texts
+from loadtest.service import serving
 
 _SINGLE: Final = "/v1/sentiment"
 _BATCH: Final = "/v1/sentiment/batch"
@@ -41,8 +39,6 @@ _SAME: Final = 0.01  # two runs of one text differ by less: its neighbours in a 
 _STORM_EVERY_S: Final = 15
 _STORM_BEGINS_S: Final = 3
 _STORM_ENDS_S: Final = 6
-_LOG: Final = Path("build/load.log")
-_START_S: Final = 240  # a processor that others use, too
 
 _BAD: Final = {
     "empty text": (_SINGLE, _JSON, '{"text": ""}', 422, "empty-text"),
@@ -486,29 +482,6 @@ events.quitting.add_listener(_decide)  # type: ignore[no-untyped-call]
 events.quit.add_listener(_tell)  # type: ignore[no-untyped-call]  # after Locust's own tables
 
 
-@contextlib.contextmanager
-def _own_service() -> Iterator[str]:
-    """Run the service on a free port; yield its address."""
-    _LOG.parent.mkdir(exist_ok=True)
-    with _LOG.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "SENTIMENT_LOG__FORMAT": "json", "SENTIMENT_LOG__REQUESTS": "false"},
-        )
-    try:
-        deadline = time.monotonic() + _START_S
-        while not (found := re.search(r"running on (http://127\.0\.0\.1:\d+)", _LOG.read_text(encoding="utf-8"))):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the service did not start; {_LOG} has the reason")
-            time.sleep(0.1)
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def _run(arguments: Sequence[str]) -> int:
     defaults = {"LOCUST_USERS": "50", "LOCUST_SPAWN_RATE": "50", "LOCUST_RUN_TIME": "60"}
     command = [sys.executable, "-m", "locust", "-f", __file__, "--headless", "--only-summary", *arguments]
@@ -519,8 +492,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run Locust with `arguments`, on a service of its own if they name no host; return the exit status."""
     if "--host" in arguments:
         return _run(arguments)
-    with _own_service() as address:
-        return _run([*arguments, "--host", address])
+    with serving() as (port, _):
+        return _run([*arguments, "--host", f"http://127.0.0.1:{port}"])
 
 
 if __name__ == "__main__":

@@ -4,17 +4,28 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
 
 import psutil
+
+_LOGS: Final = Path("build/load")
+_START_S: Final = 240  # a processor that others use, too
 
 
 @contextmanager
 def serving(**settings: str) -> Iterator[tuple[int, Callable[[], list[psutil.Process]]]]:
-    """Run the service with these environment variables; yield its port and what returns its processes."""
+    """Run the service with these environment variables; yield its port and what returns its processes.
+
+    Raises:
+        RuntimeError: it did not start; the message names its log.
+    """
     variables = {"SENTIMENT_LOG__FORMAT": "json", "SENTIMENT_LOG__REQUESTS": "false", **settings}
-    with _running([sys.executable, "-m", "app", "serve", "--port", "0"], variables) as found:
+    command = [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0"]
+    with _running("service", command, variables) as found:
         yield found
 
 
@@ -22,26 +33,25 @@ def serving(**settings: str) -> Iterator[tuple[int, Callable[[], list[psutil.Pro
 def serving_empty() -> Iterator[int]:
     """Run an application with one empty route; yield its port."""
     command = [sys.executable, "-m", "uvicorn", "loadtest.empty:app", "--port", "0", "--no-access-log"]
-    with _running(command, {}) as (port, _):
+    with _running("empty", command, {}) as (port, _):
         yield port
 
 
 @contextmanager
 def _running(
-    command: Sequence[str], variables: Mapping[str, str]
+    name: str, command: Sequence[str], variables: Mapping[str, str]
 ) -> Iterator[tuple[int, Callable[[], list[psutil.Process]]]]:
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **variables}
-    )
-    if process.stdout is None:
-        raise RuntimeError("the server has no standard output")
-    for line in process.stdout:
-        if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
-            break
-    else:
-        raise RuntimeError("the server did not start")
-    own = psutil.Process(process.pid)
+    _LOGS.mkdir(parents=True, exist_ok=True)
+    log = _LOGS / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **variables})
     try:
+        deadline = time.monotonic() + _START_S
+        while not (found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text(encoding="utf-8"))):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start; {log} has the reason")
+            time.sleep(0.1)
+        own = psutil.Process(process.pid)
         yield int(found[1]), lambda: [own, *own.children(recursive=True)]
     finally:
         process.terminate()

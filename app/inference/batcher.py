@@ -182,7 +182,6 @@ class Batcher(Generic[Item, Result]):
         self._queues: dict[Lane, _Queue[Item, Result]] = {lane: _Queue() for lane in Lane}
         self._numbers = count()
         self._started: dict[asyncio.Task[None], float] = {}  # the batches now running, and since when
-        self._answering: set[asyncio.Task[None]] = set()  # those that have run
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake: asyncio.Handle | None = None
@@ -269,7 +268,7 @@ class Batcher(Generic[Item, Result]):
         self._settle()
 
     def _settle(self) -> None:
-        if not self._started and not self._answering and not self.waiting_items:
+        if not self._started and not self.waiting_items:
             self._idle.set()
 
     def _schedule(self, delay_s: float) -> None:
@@ -293,16 +292,6 @@ class Batcher(Generic[Item, Result]):
                 loop = asyncio.get_running_loop()
                 task = loop.create_task(self._run_batch(lane, batch))
                 self._started[task] = loop.time()
-                task.add_done_callback(self._finish)
-
-    def _free_worker(self, task: asyncio.Task[None]) -> None:
-        del self._started[task]
-        self._answering.add(task)
-        self._start_batches()
-
-    def _finish(self, task: asyncio.Task[None]) -> None:
-        self._answering.discard(task)
-        self._settle()
 
     def _next_lane(self) -> Lane | None:
         """Return the lane to serve, or None after arranging to look again when one is due.
@@ -371,7 +360,8 @@ class Batcher(Generic[Item, Result]):
         if failure is None:
             self._cost.observe(padded, run_s)
         # Before the answers: what their callers do with them would keep the worker waiting.
-        self._free_worker(task)
+        del self._started[task]
+        self._start_batches()
         for index, waiting in enumerate(batch):
             # A caller that left has cancelled its future.
             with suppress(asyncio.InvalidStateError):
@@ -380,6 +370,7 @@ class Batcher(Generic[Item, Result]):
                 else:
                     waiting.future.set_exception(failure)
         self._report(BatchFinished(lane, len(batch), padded, run_s, failure))
+        self._settle()
 
     def _report(self, event: BatchEvent) -> None:
         """Tell the observer; what it raises is for the loop's log and touches no caller."""

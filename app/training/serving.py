@@ -53,8 +53,11 @@ def open_served(
     precision: Precision | Literal["auto"] = "auto",
     max_tokens: int | None = None,
     head_tokens: int | None = None,
+    streams: int = 1,
 ) -> Served:
     """Return the bundle in `directory`, opened as the service would, in another window if one is named.
+
+    `streams` runs may go on at once.
 
     Raises:
         StartupError: the bundle or the provider is not usable.
@@ -62,7 +65,9 @@ def open_served(
     bundle = open_bundle(directory)
     manifest = bundle.manifest
     window = max_tokens or manifest.max_tokens
-    model = open_model(bundle.model_file, provider=provider, precision=precision, threads=usable_threads(), streams=1)
+    model = open_model(
+        bundle.model_file, provider=provider, precision=precision, threads=usable_threads(), streams=streams
+    )
     return Served(
         bundle,
         Tokenizer(bundle.tokenizer_file, max_tokens=window, head_tokens=head_tokens or manifest.head_tokens),

@@ -106,8 +106,8 @@ def _wait(peer: Peer, port: int, process: subprocess.Popen[bytes], log: Path) ->
         try:
             if peer.ready:
                 _request(port, "GET", peer.ready)
-            ask(peer, port, "很好")
-        except (OSError, HTTPException) as error:
+            peer.label(ask(peer, port, "很好"))
+        except (OSError, HTTPException, LookupError) as error:
             reason = str(error)
             time.sleep(0.2)
         else:
