@@ -8,7 +8,7 @@ RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
 TESTS ?= $(wildcard $(DATA)/*.test.jsonl $(DATA)/*.test.jsonl.gz)
 
-.PHONY: run test test-fast lint train bench load clean
+.PHONY: run test test-fast lint train bench soak load clean
 
 run: .venv/serve/ready
 	.venv/serve/bin/python -m app serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
@@ -39,6 +39,10 @@ train: .venv/dev/ready
 # BENCH="--rounds 1 --peers naive" measures less; the peers' virtual environments take 3 GB.
 bench: .venv/load/ready
 	.venv/load/bin/python -m loadtest.bench $(BENCH)
+
+# Memory over 200,000 requests, about ten minutes.
+soak: .venv/load/ready
+	.venv/load/bin/python -m loadtest.soak
 
 # Starts a service of its own unless HOST names one: make load HOST=http://127.0.0.1:8000
 load: .venv/load/ready

@@ -74,6 +74,8 @@ class Batching(_Group):
     """The most texts in one run."""
     max_tokens: Positive = 1_024
     """The most padded tokens in one run; a text that comes meanwhile waits for the whole run."""
+    shared_max_tokens: Positive = 256
+    """The same for batch requests while single texts come, one a second or more, which would wait for the run's end."""
     max_waiting_items: Positive = 8_192
     """Texts that may wait in each lane (single and batch requests); beyond, 503 with Retry-After."""
     max_waiting_tokens: Positive = 400_000

@@ -73,6 +73,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         policy = BatchPolicy(
             max_items=settings.batching.max_items,
             max_tokens=settings.batching.max_tokens,
+            shared_max_tokens=settings.batching.shared_max_tokens,
             max_waiting_items=settings.batching.max_waiting_items,
             max_waiting_tokens=settings.batching.max_waiting_tokens,
             workers=model.placement.streams,

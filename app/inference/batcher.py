@@ -15,13 +15,15 @@ from enum import Enum
 from functools import partial
 from itertools import accumulate, count
 from math import inf
-from typing import Generic, Self, TypeAlias, TypeVar, cast
+from typing import Final, Generic, Self, TypeAlias, TypeVar, cast
 
 from app.domain.errors import ModelFailure, Overloaded, ShuttingDown
 from app.inference.cost import CostModel
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_COMPANY_S: Final = 1.0  # interactive items of the last second say that more will come
 
 
 class Lane(Enum):
@@ -40,6 +42,7 @@ class BatchPolicy:
     max_waiting_items: int  # in each lane
     max_waiting_tokens: int  # in each lane, unpadded
     workers: int = 1  # batches that run at the same time
+    shared_max_tokens: int | None = None  # of a bulk batch, while interactive items come; None: as any other
     bulk_share: float = 0.25  # of the run time, while both lanes wait
     wait_s: float = 0.0  # how long a batch that is not full waits for company
 
@@ -182,6 +185,7 @@ class Batcher(Generic[Item, Result]):
         self._queues: dict[Lane, _Queue[Item, Result]] = {lane: _Queue() for lane in Lane}
         self._numbers = count()
         self._started: dict[asyncio.Task[None], float] = {}  # the batches now running, and since when
+        self._interactive_at = -inf  # when the last interactive item came
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake: asyncio.Handle | None = None
@@ -251,6 +255,8 @@ class Batcher(Generic[Item, Result]):
                 self._report(Refused(lane, len(items)))
                 raise Overloaded(wait_s)
         loop = asyncio.get_running_loop()
+        if lane is Lane.INTERACTIVE:
+            self._interactive_at = loop.time()
         futures = []
         for item, size in zip(items, sizes, strict=True):
             waiting: _Waiting[Item, Result] = _Waiting(
@@ -327,12 +333,18 @@ class Batcher(Generic[Item, Result]):
             [waiting.tokens for waiting in queue.by_size[start : seed + reach]],
             seed - start,
             counts=self._counts,
-            max_tokens=self._policy.max_tokens,
+            max_tokens=self._max_tokens(lane),
             overhead_tokens=self._cost.overhead_tokens,
         )
         taken = queue.take(start + first, start + last)
         queue.served_s += self._cost.predict_s(taken[-1].tokens * len(taken))
         return taken
+
+    def _max_tokens(self, lane: Lane) -> int:
+        """Return what a batch of `lane` may carry: a bulk batch less, where the next person would wait for its end."""
+        policy = self._policy
+        shared = asyncio.get_running_loop().time() - self._interactive_at < _COMPANY_S
+        return policy.shared_max_tokens or policy.max_tokens if lane is Lane.BULK and shared else policy.max_tokens
 
     async def _run_batch(self, lane: Lane, batch: list[_Waiting[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()

@@ -465,6 +465,18 @@ async def test_an_interactive_item_runs_next_however_much_bulk_waits() -> None:
     assert model.runs[10] == (10.0, ["chat"])
 
 
+async def test_a_bulk_batch_is_small_while_interactive_items_come_and_large_again_when_they_stop() -> None:
+    model = FakeModel(takes_s=0.1)
+    async with batching(model, shared_max_tokens=8, max_waiting_items=10_000, max_waiting_tokens=10_000) as batcher:
+        batcher.enqueue(["bulk"] * 202, Lane.BULK)
+        await asyncio.sleep(0.55)
+        batcher.enqueue(["chat"] * 4)
+    sizes = [len(run.items) for run in model.runs if run.items[0] == "bulk"]
+    assert sizes[:6] == [4] * 6
+    assert sizes[6:15] == [2] * 9  # from 0.7 to 1.5 s
+    assert set(sizes[15:]) == {4}
+
+
 async def test_a_batch_holds_items_of_one_lane() -> None:
     model = FakeModel()
     async with batching(model) as batcher:
