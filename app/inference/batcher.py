@@ -7,7 +7,7 @@ of items near it in size, such that a token costs least. All time is the loop's.
 import asyncio
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _COMPANY_S: Final = 1.0  # interactive items of the last second say that more will come
+_GIVE_UP: Final = 3  # items of a failed batch that fail alone, too: it is the model, not one of them
 
 
 class Lane(Enum):
@@ -67,6 +68,7 @@ class BatchFinished:
     padded_tokens: int
     run_s: float
     error: ModelFailure | None
+    failed: int  # items without an answer, after each had a run of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class _Waiting(Generic[Item, Result]):
     number: int  # breaks ties between equal sizes, and keeps them in order of arrival
     since: float
     future: asyncio.Future[Result]
+    lane: Lane
 
     @property
     def order(self) -> tuple[int, int]:
@@ -97,18 +100,18 @@ class _Waiting(Generic[Item, Result]):
 class _Queue(Generic[Item, Result]):
     """The waiting items of one lane, findable by age and by size."""
 
-    by_age: OrderedDict[int, _Waiting[Item, Result]] = field(default_factory=OrderedDict)
+    by_age: OrderedDict[asyncio.Future[Result], _Waiting[Item, Result]] = field(default_factory=OrderedDict)
     by_size: list[_Waiting[Item, Result]] = field(default_factory=list)
     tokens: int = 0
     served_s: float = 0.0  # predicted run time given to this lane while the other waited too
 
     def add(self, waiting: _Waiting[Item, Result]) -> None:
-        self.by_age[waiting.number] = waiting
+        self.by_age[waiting.future] = waiting
         insort(self.by_size, waiting, key=_order)
         self.tokens += waiting.tokens
 
     def remove(self, waiting: _Waiting[Item, Result]) -> None:
-        if self.by_age.pop(waiting.number, None) is not None:
+        if self.by_age.pop(waiting.future, None) is not None:
             del self.by_size[bisect_left(self.by_size, waiting.order, key=_order)]
             self.tokens -= waiting.tokens
 
@@ -119,7 +122,7 @@ class _Queue(Generic[Item, Result]):
         taken = self.by_size[first:last]
         del self.by_size[first:last]
         for waiting in taken:
-            del self.by_age[waiting.number]
+            del self.by_age[waiting.future]
             self.tokens -= waiting.tokens
         return taken
 
@@ -260,17 +263,26 @@ class Batcher(Generic[Item, Result]):
         futures = []
         for item, size in zip(items, sizes, strict=True):
             waiting: _Waiting[Item, Result] = _Waiting(
-                item, size, next(self._numbers), loop.time(), loop.create_future()
+                item, size, next(self._numbers), loop.time(), loop.create_future(), lane
             )
-            waiting.future.add_done_callback(partial(self._forget, queue, waiting))
+            waiting.future.add_done_callback(partial(self._forget, waiting))
             queue.add(waiting)
             futures.append(waiting.future)
         self._idle.clear()
         self._schedule(0)
         return futures
 
-    def _forget(self, queue: _Queue[Item, Result], waiting: _Waiting[Item, Result], _: asyncio.Future[Result]) -> None:
-        queue.remove(waiting)
+    def hurry(self, futures: Iterable[asyncio.Future[Result]]) -> None:
+        """Move what still waits of these to the interactive lane: a person waits for it now."""
+        bulk, interactive = self._queues[Lane.BULK], self._queues[Lane.INTERACTIVE]
+        for future in futures:
+            if (waiting := bulk.by_age.get(future)) is not None:
+                bulk.remove(waiting)
+                waiting.lane = Lane.INTERACTIVE
+                interactive.add(waiting)
+
+    def _forget(self, waiting: _Waiting[Item, Result], _: asyncio.Future[Result]) -> None:
+        self._queues[waiting.lane].remove(waiting)
         self._settle()
 
     def _settle(self) -> None:
@@ -360,29 +372,56 @@ class Batcher(Generic[Item, Result]):
                 longest_wait_s=started - min(waiting.since for waiting in batch),
             )
         )
-        results: list[Result] = []
-        failure = None
-        try:
-            results = list(await self._run([waiting.item for waiting in batch]))
-            if len(results) != len(batch):
-                raise ModelFailure(f"{len(batch)} items in, {len(results)} results out")  # noqa: TRY301 (handled alike)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (whatever the model raises is its failure)
-            failure = error if isinstance(error, ModelFailure) else ModelFailure(f"{type(error).__name__}: {error}")
+        attempt = await self._attempt(batch)
         run_s = loop.time() - started
-        if failure is None:
+        error = None
+        outcomes: Sequence[Result | ModelFailure]
+        if isinstance(attempt, ModelFailure):
+            error = attempt
+            outcomes = await self._one_by_one(batch, error)
+        else:
+            outcomes = attempt
             self._cost.observe(padded, run_s)
         # Before the answers: what their callers do with them would keep the worker waiting.
         del self._started[task]
         self._start_batches()
-        for index, waiting in enumerate(batch):
+        for waiting, each in zip(batch, outcomes, strict=True):
             # A caller that left has cancelled its future.
             with suppress(asyncio.InvalidStateError):
-                if failure is None:
-                    waiting.future.set_result(results[index])
+                if isinstance(each, ModelFailure):
+                    waiting.future.set_exception(each)
                 else:
-                    waiting.future.set_exception(failure)
-        self._report(BatchFinished(lane, len(batch), padded, run_s, failure))
+                    waiting.future.set_result(each)
+        failed = sum(isinstance(each, ModelFailure) for each in outcomes)
+        self._report(BatchFinished(lane, len(batch), padded, run_s, error, failed))
         self._settle()
+
+    async def _attempt(self, batch: Sequence[_Waiting[Item, Result]]) -> Sequence[Result] | ModelFailure:
+        try:
+            results = await self._run([waiting.item for waiting in batch])
+        except ModelFailure as error:
+            return error
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (whatever the model raises is its failure)
+            return ModelFailure(f"{type(error).__name__}: {error}")
+        if len(results) != len(batch):
+            return ModelFailure(f"{len(batch)} items in, {len(results)} results out")
+        return results
+
+    async def _one_by_one(
+        self, batch: Sequence[_Waiting[Item, Result]], error: ModelFailure
+    ) -> list[Result | ModelFailure]:
+        """Give every item of a failed batch a run of its own, so that one that the model cannot bear fails alone."""
+        if len(batch) == 1:
+            return [error]
+        outcomes: list[Result | ModelFailure] = []
+        for waiting in batch:
+            broken = len(outcomes) >= _GIVE_UP and all(isinstance(each, ModelFailure) for each in outcomes)
+            if broken or waiting.future.done():
+                outcomes.append(error)
+                continue
+            outcome = await self._attempt([waiting])
+            outcomes.append(outcome if isinstance(outcome, ModelFailure) else outcome[0])
+        return outcomes
 
     def _report(self, event: BatchEvent) -> None:
         """Tell the observer; what it raises is for the loop's log and touches no caller."""

@@ -130,6 +130,7 @@ class Classifier:
         outcomes = await self._flights.get_many(
             missing,
             lambda indexes: self._batcher.enqueue([tokenized[index].ids for index in indexes], lane, within_s=within_s),
+            self._batcher.hurry if lane is Lane.INTERACTIVE else lambda _: None,
         )
         computed: dict[bytes, Sentiment] = {}
         for key, text, outcome in zip(missing, tokenized, outcomes, strict=True):

@@ -20,12 +20,15 @@ class SingleFlight(Generic[Key, Value]):
         self._waiters: dict[Key, int] = {}
 
     async def get_many(
-        self, keys: Sequence[Key], start: Callable[[Sequence[int]], Sequence[asyncio.Future[Value]]]
+        self,
+        keys: Sequence[Key],
+        start: Callable[[Sequence[int]], Sequence[asyncio.Future[Value]]],
+        join: Callable[[Sequence[asyncio.Future[Value]]], None] = lambda _: None,
     ) -> list[Value | Exception]:
         """Return what each of the distinct `keys` came to: its value, or the exception its computation ended with.
 
         `start(indexes)` begins the computations of the keys at `indexes`, those not in flight, and returns a future for
-        each; what it raises is raised here, with nothing begun.
+        each; what it raises is raised here, with nothing begun. `join(futures)` hears of those that others had begun.
         """
         # A flight that is done stays listed until the loop's next turn; none joins it, for it may have been cancelled.
         missing = [
@@ -38,6 +41,9 @@ class SingleFlight(Generic[Key, Value]):
                 self._waiters[key] = 0
                 future.add_done_callback(partial(self._land, key))
         futures = [self._flights[key] for key in keys]
+        if len(missing) < len(keys):
+            begun = set(missing)
+            join([future for index, future in enumerate(futures) if index not in begun])
         for key in keys:
             self._waiters[key] += 1
         try:

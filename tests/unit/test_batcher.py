@@ -281,10 +281,50 @@ async def test_a_model_that_loses_a_row_is_a_model_failure() -> None:
     model = FakeModel(drops=1)
     async with batching(model) as batcher:
         outcomes = await ends(batcher.enqueue(["a", "b"]))
-        assert [str(outcome) for outcome in outcomes] == ["2 items in, 1 results out"] * 2
+        assert [str(outcome) for outcome in outcomes] == ["1 items in, 0 results out"] * 2
         assert all(isinstance(outcome, ModelFailure) for outcome in outcomes)
         model.drops = 0
         assert await batcher.enqueue(["c"])[0] == "c!"
+
+
+class Squeamish(FakeModel):
+    """Fails every run with an item that begins with "!"."""
+
+    async def run(self, items: Sequence[str]) -> list[str]:
+        answers = await super().run(items)
+        if any(item.startswith("!") for item in items):
+            raise ValueError("cannot bear it")
+        return answers
+
+
+async def test_an_item_that_the_model_cannot_bear_fails_alone() -> None:
+    events: list[BatchEvent] = []
+    async with batching(Squeamish(), observe=events.append) as batcher:
+        *sound, poison = await ends(batcher.enqueue(["a", "b", "c", "!"]))
+    assert sound == ["a!", "b!", "c!"]
+    assert isinstance(poison, ModelFailure)
+    (finished,) = (event for event in events if isinstance(event, BatchFinished))
+    assert (finished.items, finished.failed) == (4, 1)
+    assert str(finished.error) == "ValueError: cannot bear it"
+
+
+async def test_a_model_that_fails_three_items_alone_is_not_asked_for_the_rest() -> None:
+    model = FakeModel(failure=ValueError("out of memory"))
+    async with batching(model) as batcher:
+        outcomes = await ends(batcher.enqueue(["a", "b", "c", "d"]))
+    assert all(isinstance(outcome, ModelFailure) for outcome in outcomes)
+    assert [run.items for run in model.runs] == [["a", "b", "c", "d"], ["a"], ["b"], ["c"]]
+
+
+async def test_a_caller_that_left_a_failed_batch_is_not_run_again() -> None:
+    model = Squeamish()
+    async with batching(model) as batcher:
+        poison, gone, sound = batcher.enqueue(["!", "a", "b"])
+        await asyncio.sleep(0.5)
+        gone.cancel()
+        assert await sound == "b!"
+        assert isinstance(poison.exception(), ModelFailure)
+    assert [run.items for run in model.runs[1:]] == [["!"], ["b"]]
 
 
 async def test_a_failed_run_teaches_the_cost_model_nothing() -> None:
@@ -477,6 +517,18 @@ async def test_a_bulk_batch_is_small_while_interactive_items_come_and_large_agai
     assert set(sizes[15:]) == {4}
 
 
+async def test_a_bulk_item_that_a_person_asks_for_too_runs_with_the_interactive_ones() -> None:
+    model = FakeModel()
+    async with batching(model, max_waiting_items=100) as batcher:
+        futures = batcher.enqueue(["bulk"] * 20, Lane.BULK)
+        await asyncio.sleep(0.5)
+        batcher.hurry(futures[-2:])
+        await futures[-1]
+        assert [future.done() for future in futures] == [True] * 4 + [False] * 14 + [True] * 2
+        batcher.hurry(futures)  # those that ran already included
+    assert len(model.items) == 20
+
+
 async def test_a_batch_holds_items_of_one_lane() -> None:
     model = FakeModel()
     async with batching(model) as batcher:
@@ -597,9 +649,9 @@ async def test_events_tell_what_ran_and_how_it_ended() -> None:
         await ends(failing)
     assert events == [
         BatchStarted(Lane.INTERACTIVE, items=1, tokens=4, padded_tokens=4, longest_wait_s=0.0),
-        BatchFinished(Lane.INTERACTIVE, items=1, padded_tokens=4, run_s=1.0, error=None),
+        BatchFinished(Lane.INTERACTIVE, items=1, padded_tokens=4, run_s=1.0, error=None, failed=0),
         BatchStarted(Lane.BULK, items=2, tokens=5, padded_tokens=6, longest_wait_s=0.75),
-        BatchFinished(Lane.BULK, items=2, padded_tokens=6, run_s=1.0, error=failure),
+        BatchFinished(Lane.BULK, items=2, padded_tokens=6, run_s=1.0, error=failure, failed=2),
     ]
 
 
@@ -669,15 +721,20 @@ async def test_no_storm_loses_or_doubles_an_item(
 
     async with batching(model, workers=workers, wait_s=wait_s) as batcher:
         await asyncio.gather(*(visit(number, visitor) for number, visitor in enumerate(storm)))
-    broken = {item for number in failing | losing if number < len(model.runs) for item in model.runs[number].items}
+    broken = [number in failing | losing for number in range(len(model.runs))]
+    runs_of = {
+        item: [number for number, run in enumerate(model.runs) if item in run.items] for item in set(model.items)
+    }
 
     assert (batcher.waiting_items, batcher.waiting_tokens) == (0, 0)
-    assert len(model.items) == len(set(model.items))
-    assert accepted.keys() - left <= set(model.items) <= accepted.keys()
+    for item, (first, *again) in runs_of.items():
+        assert [model.runs[number].items for number in again] in ([], [[item]])
+        assert broken[first] or not again
+    assert accepted.keys() - left <= runs_of.keys() <= accepted.keys()
     for item, future in accepted.items():
         if item in left:
             assert future.cancelled()
-        elif item in broken:
+        elif all(broken[number] for number in runs_of[item]):
             assert isinstance(future.exception(), ModelFailure)
         else:
             assert future.result() == f"{item}!"

@@ -23,6 +23,7 @@ class Tower:
     flights: SingleFlight[str, int] = field(default_factory=SingleFlight)
     started: list[str] = field(default_factory=list)
     futures: list[asyncio.Future[int]] = field(default_factory=list)
+    joined: list[asyncio.Future[int]] = field(default_factory=list)
 
     async def ask(self, *keys: str) -> list[int | Exception]:
         def start(indexes: Sequence[int]) -> list[asyncio.Future[int]]:
@@ -32,7 +33,7 @@ class Tower:
             self.futures += futures
             return futures
 
-        return await self.flights.get_many(keys, start)
+        return await self.flights.get_many(keys, start, self.joined.extend)
 
     async def calls(self, *requests: Sequence[str]) -> list[asyncio.Task[list[int | Exception]]]:
         """Return a waiting caller for each of `requests`."""
@@ -51,6 +52,7 @@ async def test_concurrent_callers_share_one_computation() -> None:
     tower = Tower()
     callers = await tower.calls("a", "a", "a")
     assert tower.started == ["a"]
+    assert tower.joined == tower.futures * 2
     tower.futures[0].set_result(7)
     assert await asyncio.gather(*callers) == [[7], [7], [7]]
 
