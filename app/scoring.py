@@ -29,7 +29,7 @@ async def score_file(file: Path, output: Path, settings: Settings) -> None:
     async with open_services(settings) as services:
         with output.open("w", encoding="utf-8") as lines:
             for window in track(windows, description=file.name, console=Console(stderr=True)):
-                for outcome in await services.classifier.classify_many(window, timeout_s=None):
+                for outcome in await services.models.active.classifier.classify_many(window, timeout_s=None):
                     answer = (
                         ItemError(error=item_problem(outcome))
                         if isinstance(outcome, ServiceError)

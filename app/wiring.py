@@ -2,21 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 
 from app.cache.memory import MemoryCache
 from app.domain.intake import TextLimits
-from app.inference.batcher import Batcher, BatchEvent, BatchPolicy
+from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchPolicy
 from app.inference.bundle import open_bundle
-from app.inference.classifier import Classifier
+from app.inference.classifier import Classifier, SentimentCache
 from app.inference.engine import Engine, Probabilities
 from app.inference.health import ModelHealth
 from app.inference.processor import usable_threads
+from app.inference.served import ServedModel
 from app.inference.session import open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
+from app.rollout import Rollout
 from app.services import Services
 from app.settings import Settings
 from app.telemetry.logging import log_batch_failure
@@ -32,8 +35,42 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     Raises:
         StartupError: the service cannot run as the settings ask.
     """
+    metrics = Metrics()
+    cache = MemoryCache(max_bytes=settings.cache.max_bytes, ttl_s=settings.cache.ttl_s)
+
+    def observe(event: BatchEvent) -> None:
+        metrics.observe_batch(event)
+        log_batch_failure(event)
+        if isinstance(event, BatchFinished) and event.error is not None:
+            models.doubt()
+
+    models = Rollout(
+        lambda directory: _open_model(directory, settings, cache, observe),
+        settings.model.path,
+        observe=metrics.observe_rollout,
+        activated=metrics.describe,
+    )
+    async with models:
+        metrics.watch(
+            waiting_items=lambda: models.active.batcher.waiting_items,
+            waiting_tokens=lambda: models.active.batcher.waiting_tokens,
+        )
+        yield Services(
+            models=models,
+            metrics=metrics,
+            max_texts=settings.limits.max_texts,
+            timeout_s=settings.limits.timeout_s,
+            batch_timeout_s=settings.limits.batch_timeout_s,
+        )
+
+
+@asynccontextmanager
+async def _open_model(
+    directory: Path, settings: Settings, cache: SentimentCache, observe: Callable[[BatchEvent], None]
+) -> AsyncIterator[ServedModel]:
+    """Load, prove and warm the bundle in `directory`."""
     started = time.perf_counter()
-    bundle = await asyncio.to_thread(open_bundle, settings.model.path)
+    bundle = await asyncio.to_thread(open_bundle, directory)
     manifest = bundle.manifest
     model = await asyncio.to_thread(
         open_model,
@@ -45,75 +82,58 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     )
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     health = ModelHealth(bundle.golden, tokenizer, manifest.heads.columns)
-    metrics = Metrics()
-    metrics.describe(
-        name=manifest.name,
-        version=manifest.version,
-        provider=model.placement.provider,
-        precision=model.placement.precision,
-        threads=model.placement.threads,
+    policy = BatchPolicy(
+        max_items=settings.batching.max_items,
+        max_tokens=settings.batching.max_tokens,
+        shared_max_tokens=settings.batching.shared_max_tokens,
+        max_waiting_items=settings.batching.max_waiting_items,
+        max_waiting_tokens=settings.batching.max_waiting_tokens,
+        workers=model.placement.streams,
+        bulk_share=settings.batching.bulk_share,
+        wait_s=settings.batching.wait_s,
     )
 
-    def observe(event: BatchEvent) -> None:
-        metrics.observe_batch(event)
+    def observe_own(event: BatchEvent) -> None:
         health.observe(event)
-        log_batch_failure(event)
+        observe(event)
 
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(
-            Engine(
-                model,
-                pad_id=manifest.pad_id,
-                heads=manifest.heads.sizes,
-                longest=manifest.max_tokens,
-                workers=model.placement.streams,
-            )
-        )
+    async with Engine(
+        model,
+        pad_id=manifest.pad_id,
+        heads=manifest.heads.sizes,
+        longest=manifest.max_tokens,
+        workers=model.placement.streams,
+    ) as engine:
         await health.prove(engine)
-        policy = BatchPolicy(
-            max_items=settings.batching.max_items,
-            max_tokens=settings.batching.max_tokens,
-            shared_max_tokens=settings.batching.shared_max_tokens,
-            max_waiting_items=settings.batching.max_waiting_items,
-            max_waiting_tokens=settings.batching.max_waiting_tokens,
-            workers=model.placement.streams,
-            bulk_share=settings.batching.bulk_share,
-            wait_s=settings.batching.wait_s,
-        )
         cost = await asyncio.to_thread(engine.warm_up, max_tokens=policy.max_tokens)
-        batcher: Batcher[TokenIds, Probabilities] = await stack.enter_async_context(
-            Batcher(engine.run, policy, tokens=lambda ids: engine.columns(len(ids)), cost=cost, observe=observe)
-        )
-        metrics.watch(
-            waiting_items=lambda: batcher.waiting_items,
-            waiting_tokens=lambda: batcher.waiting_tokens,
-        )
-        classifier = Classifier(
-            tokenizer=tokenizer,
-            batcher=batcher,
-            cache=MemoryCache(max_bytes=settings.cache.max_bytes, ttl_s=settings.cache.ttl_s),
-            heads=manifest.heads,
-            threshold=manifest.calibration.threshold if manifest.calibration else 0.0,
-            limits=TextLimits(settings.limits.max_characters, settings.limits.max_bytes),
-            fingerprint=bundle.fingerprint,
-        )
-        _log.info(
-            "ready",
-            model=f"{manifest.name}/{manifest.version}",
-            provider=model.placement.provider,
-            precision=model.placement.precision,
-            threads=model.placement.threads,
-            batch_overhead_ms=round(cost.fixed_s * 1e3, 2),
-            tokens_per_s=round(1 / cost.per_token_s),
-            seconds=round(time.perf_counter() - started, 2),
-        )
-        yield Services(
-            classifier=classifier,
-            metrics=metrics,
-            manifest=manifest,
-            placement=model.placement,
-            reason_not_ready=lambda: health.reason_not_ready(batcher),
-            max_texts=settings.limits.max_texts,
-            timeout_s=settings.limits.timeout_s,
-            batch_timeout_s=settings.limits.batch_timeout_s,
-        )
+        async with Batcher[TokenIds, Probabilities](
+            engine.run, policy, tokens=lambda ids: engine.columns(len(ids)), cost=cost, observe=observe_own
+        ) as batcher:
+            _log.info(
+                "model ready",
+                model=f"{manifest.name}/{manifest.version}",
+                provider=model.placement.provider,
+                precision=model.placement.precision,
+                threads=model.placement.threads,
+                batch_overhead_ms=round(cost.fixed_s * 1e3, 2),
+                tokens_per_s=round(1 / cost.per_token_s),
+                seconds=round(time.perf_counter() - started, 2),
+            )
+            yield ServedModel(
+                directory=directory,
+                manifest=manifest,
+                fingerprint=bundle.fingerprint,
+                placement=model.placement,
+                classifier=Classifier(
+                    tokenizer=tokenizer,
+                    batcher=batcher,
+                    cache=cache,
+                    heads=manifest.heads,
+                    threshold=manifest.calibration.threshold if manifest.calibration else 0.0,
+                    limits=TextLimits(settings.limits.max_characters, settings.limits.max_bytes),
+                    fingerprint=bundle.fingerprint,
+                ),
+                batcher=batcher,
+                cost=cost,
+                health=health,
+            )

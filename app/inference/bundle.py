@@ -135,7 +135,19 @@ def open_bundle(directory: Path) -> Bundle:
         raise StartupError(f"{directory / GOLDEN} is not a list of golden texts: {error}") from None
     if any(text.probabilities.keys() != set(manifest.heads.columns) for text in golden):
         raise StartupError(f"{directory / GOLDEN} does not record a probability for each label of {MANIFEST}")
-    return Bundle(directory, manifest, hashlib.sha256(content).hexdigest(), tuple(golden))
+    return Bundle(directory, manifest, _fingerprint(content), tuple(golden))
+
+
+def fingerprint_of(directory: Path) -> str | None:
+    """Return the fingerprint that the bundle in `directory` will have if it opens; None if it has no manifest."""
+    try:
+        return _fingerprint((directory / MANIFEST).read_bytes())
+    except OSError:
+        return None
+
+
+def _fingerprint(manifest: bytes) -> str:
+    return hashlib.sha256(manifest).hexdigest()
 
 
 def record_file(path: Path) -> FileRecord:

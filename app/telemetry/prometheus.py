@@ -11,6 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 from app.domain.errors import ServiceError
 from app.inference.batcher import BatchEvent, BatchFinished, BatchStarted, Refused
 from app.inference.classifier import Classified
+from app.inference.served import ServedModel
 
 # Geometric, from what a cache hit takes to the longest deadline.
 _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -61,13 +62,27 @@ class Metrics:
         self._refused = Counter(
             "sentiment_refused_texts", "Texts turned away by a full waiting room.", ["lane"], registry=registry
         )
-
-    def describe(self, *, name: str, version: str, provider: str, precision: str, threads: int) -> None:
-        """Publish what is being served and how."""
-        info = Info("sentiment_model", "The bundle being served, and where it runs.", registry=self.registry)
-        info.info(
-            {"name": name, "version": version, "provider": provider, "precision": precision, "threads": str(threads)}
+        self._model = Info("sentiment_model", "The bundle being served, and where it runs.", registry=registry)
+        self._rollouts = Counter(
+            "sentiment_model_rollouts", "Changes of the model, by what came of them.", ["event"], registry=registry
         )
+
+    def describe(self, model: ServedModel) -> None:
+        """Publish which model answers from now on, and how it runs."""
+        placement = model.placement
+        self._model.info(
+            {
+                "name": model.manifest.name,
+                "version": model.manifest.version,
+                "provider": placement.provider,
+                "precision": placement.precision,
+                "threads": str(placement.threads),
+            }
+        )
+
+    def observe_rollout(self, event: str) -> None:
+        """Count what became of a bundle that was to replace or to challenge the active one."""
+        self._rollouts.labels(event).inc()
 
     def watch(self, *, waiting_items: Callable[[], int], waiting_tokens: Callable[[], int]) -> None:
         """Publish how much work waits, read whenever metrics are scraped."""

@@ -15,25 +15,21 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.cache.memory import MemoryCache
 from app.domain.intake import TextLimits
-from app.inference.batcher import Batcher, BatchPolicy
-from app.inference.bundle import open_bundle
-from app.inference.classifier import Classifier
-from app.inference.cost import CostModel
-from app.inference.engine import Engine, Probabilities
-from app.inference.session import Placement
-from app.inference.tokenizer import TokenIds, Tokenizer
+from app.inference.batcher import BatchPolicy
 from app.main import create_app
+from app.rollout import Rollout
 from app.services import Services
 from app.settings import Limits, Model, Server, Settings
 from app.telemetry.prometheus import Metrics
-from tests.tiny_bundle import THRESHOLD, TinyModel
+from tests.served_model import serving_model
+from tests.tiny_bundle import TinyModel
 
 MAX_BODY_BYTES = 20_000
 MAX_CHARACTERS = 50
 MAX_BYTES = 120
 MAX_TEXTS = 8
+_LIMITS = TextLimits(MAX_CHARACTERS, MAX_BYTES)
 
 
 def small_settings(bundle: Path, *, timeout_s: float = 10, batch_timeout_s: float = 10) -> Settings:
@@ -79,39 +75,16 @@ class GatedModel(TinyModel):
 @asynccontextmanager
 async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolicy) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of the application with `model` in the place of the one in the bundle at `directory`."""
-    bundle = open_bundle(directory)
-    manifest = bundle.manifest
-    tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     metrics = Metrics()
-    async with (
-        Engine(model, pad_id=manifest.pad_id, heads=manifest.heads.sizes, longest=64) as engine,
-        Batcher[TokenIds, Probabilities](
-            engine.run, policy, tokens=len, cost=CostModel(), observe=metrics.observe_batch
-        ) as batcher,
-    ):
-        metrics.watch(waiting_items=lambda: batcher.waiting_items, waiting_tokens=lambda: batcher.waiting_tokens)
 
-        async def ready() -> None:
-            return None
-
-        services = Services(
-            classifier=Classifier(
-                tokenizer=tokenizer,
-                batcher=batcher,
-                cache=MemoryCache(max_bytes=0, ttl_s=1),
-                heads=manifest.heads,
-                threshold=THRESHOLD,
-                limits=TextLimits(MAX_CHARACTERS, MAX_BYTES),
-                fingerprint=bundle.fingerprint,
-            ),
-            metrics=metrics,
-            manifest=manifest,
-            placement=Placement("cpu", "fp32", 1, 1),
-            reason_not_ready=ready,
-            max_texts=MAX_TEXTS,
-            timeout_s=60,
-            batch_timeout_s=60,
+    async with Rollout(
+        lambda path: serving_model(path, model, policy, metrics.observe_batch, limits=_LIMITS), directory
+    ) as models:
+        metrics.watch(
+            waiting_items=lambda: models.active.batcher.waiting_items,
+            waiting_tokens=lambda: models.active.batcher.waiting_tokens,
         )
+        services = Services(models=models, metrics=metrics, max_texts=MAX_TEXTS, timeout_s=60, batch_timeout_s=60)
         app = create_app(small_settings(directory))
 
         async def app_with_services(scope: Scope, receive: Receive, send: Send) -> None:

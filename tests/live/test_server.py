@@ -186,7 +186,7 @@ async def test_the_log_has_the_ids_of_requests_and_none_of_their_texts(server: R
 
 async def test_every_line_of_the_log_says_when_and_how_grave(server: RunningServer) -> None:
     lines = server.log()
-    assert {"ready", "Application startup complete."} <= {line["message"] for line in lines}
+    assert {"model ready", "Application startup complete."} <= {line["message"] for line in lines}
     assert all({"message", "level", "timestamp", "logger"} <= line.keys() for line in lines)
 
 

@@ -21,16 +21,17 @@ async def live() -> Alive:
 )
 async def ready(request: Request, services: ServicesDependency, response: Response) -> Readiness:
     """Answer 200 when the model is known to answer rightly: proven at the start, and again after any failure."""
-    reason = "this server is stopping" if request.app.state.draining else await services.reason_not_ready()
+    model = services.models.active
+    reason = "this server is stopping" if request.app.state.draining else await model.reason_not_ready()
     if reason is not None:
         response.status_code = 503
     return Readiness(
         status="ready" if reason is None else "not ready",
         reason=reason,
-        model=ModelName.of(services.manifest),
-        provider=services.placement.provider,
-        precision=services.placement.precision,
-        threads=services.placement.threads,
+        model=ModelName.of(model.manifest),
+        provider=model.placement.provider,
+        precision=model.placement.precision,
+        threads=model.placement.threads,
     )
 
 

@@ -25,14 +25,17 @@ _PROBLEMS = problem_docs(400, 413, 415, 422, 500, 503, 504)
 @router.post("/sentiment", summary="Classify one text", responses=_PROBLEMS)
 async def classify(request: Request, body: SentimentRequest, services: ServicesDependency) -> SentimentResponse:
     """Answer with the sentiment of one text."""
-    try:
-        async with while_connected(request):
-            classified = await services.classifier.classify(body.text, timeout_s=services.timeout_s)
-    except ServiceError as error:
-        services.metrics.observe_refusal(error)
-        raise
-    services.metrics.observe_outcome(classified)
-    return SentimentResponse.by(ModelName.of(services.manifest), classified)
+    with services.models.lease(body.text) as lease:
+        try:
+            async with while_connected(request):
+                classified = await lease.model.classifier.classify(body.text, timeout_s=services.timeout_s)
+        except ServiceError as error:
+            services.metrics.observe_refusal(error)
+            lease.answered([body.text], [error])
+            raise
+        services.metrics.observe_outcome(classified)
+        lease.answered([body.text], [classified])
+        return SentimentResponse.by(ModelName.of(lease.model.manifest), classified)
 
 
 @router.post("/sentiment/batch", summary="Classify many texts", responses=_PROBLEMS)
@@ -41,18 +44,22 @@ async def classify_batch(request: Request, body: BatchRequest, services: Service
     if len(body.texts) > services.max_texts:
         message = f"{len(body.texts)} texts were sent, at most {services.max_texts} are accepted"
         raise RequestValidationError([{"type": "too_long", "loc": ("body", "texts"), "msg": message}])
-    try:
-        async with while_connected(request):
-            outcomes = await services.classifier.classify_many(body.texts, timeout_s=services.batch_timeout_s)
-    except ServiceError as error:
-        services.metrics.observe_refusal(error, len(body.texts))
-        raise
-    for outcome in outcomes:
-        services.metrics.observe_outcome(outcome)
-    return BatchResponse(
-        results=[
-            ItemError(error=item_problem(outcome)) if isinstance(outcome, ServiceError) else SentimentAnswer.of(outcome)
-            for outcome in outcomes
-        ],
-        model=ModelName.of(services.manifest),
-    )
+    with services.models.lease(body.texts[0] if body.texts else "") as lease:
+        try:
+            async with while_connected(request):
+                outcomes = await lease.model.classifier.classify_many(body.texts, timeout_s=services.batch_timeout_s)
+        except ServiceError as error:
+            services.metrics.observe_refusal(error, len(body.texts))
+            raise
+        for outcome in outcomes:
+            services.metrics.observe_outcome(outcome)
+        lease.answered(body.texts, outcomes)
+        return BatchResponse(
+            results=[
+                ItemError(error=item_problem(outcome))
+                if isinstance(outcome, ServiceError)
+                else SentimentAnswer.of(outcome)
+                for outcome in outcomes
+            ],
+            model=ModelName.of(lease.model.manifest),
+        )
