@@ -6,8 +6,11 @@ from typing import Annotated, Final, cast
 
 from fastapi import Depends, HTTPException, Request
 
+from app.domain.errors import InvalidHeader
 from app.services import Services
 
+TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
+_MOST_DIGITS: Final = 9
 _CLIENT_CLOSED_REQUEST: Final = 499  # nginx's number; HTTP has none
 
 
@@ -19,6 +22,20 @@ async def get_services(request: Request) -> Services:
 
 
 ServicesDependency = Annotated[Services, Depends(get_services)]
+
+
+def timeout_s(request: Request, longest_s: float) -> float:
+    """Return how long this client waits for its answer: what it says in the header, at most `longest_s`.
+
+    Raises:
+        InvalidHeader: the header is not a number of milliseconds.
+    """
+    said = request.headers.get(TIMEOUT_HEADER)
+    if said is None:
+        return longest_s
+    if not (said.isascii() and said.isdecimal() and len(said) <= _MOST_DIGITS and int(said)):
+        raise InvalidHeader(f"{TIMEOUT_HEADER} must be a number of milliseconds, 1 or more.")
+    return min(int(said) / 1e3, longest_s)
 
 
 class while_connected:  # noqa: N801 (reads like the context managers of contextlib)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from app.domain.errors import (
     DeadlineExceeded,
     EmptyText,
+    InvalidHeader,
     InvalidText,
     ModelFailure,
     Overloaded,
@@ -70,6 +71,7 @@ _KINDS: Final[dict[type[ServiceError], _Kind]] = {
     EmptyText: _Kind(422, "empty-text", "Empty text"),
     TextTooLong: _Kind(422, "text-too-long", "Text too long"),
     InvalidText: _Kind(422, "invalid-text", "Invalid text"),
+    InvalidHeader: _Kind(400, "invalid-header", "Invalid header"),
     Overloaded: _Kind(503, "overloaded", "Overloaded"),
     ShuttingDown: _Kind(503, "shutting-down", "Shutting down", "This server is stopping; try another, or again soon."),
     DeadlineExceeded: _Kind(504, "deadline-exceeded", "Deadline exceeded"),

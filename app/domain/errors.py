@@ -17,6 +17,10 @@ class TextTooLong(InvalidText):
     """More characters or bytes than the service accepts."""
 
 
+class InvalidHeader(ServiceError):
+    """A header of the request cannot be read. The message is for the client."""
+
+
 class Unavailable(ServiceError):
     """The text is fine; the service cannot answer it now."""
 

@@ -49,6 +49,31 @@ async def test_an_answer_that_takes_too_long_is_a_504(tiny_bundle: Path) -> None
         assert_problem(await client.post("/v1/sentiment/batch", json={"texts": ["好"]}), 504, "deadline-exceeded")
 
 
+async def test_a_client_may_ask_for_its_answer_sooner_but_not_later_than_the_settings_allow(tiny_bundle: Path) -> None:
+    model = GatedModel()
+    async with client_of_model(model, tiny_bundle, _TIGHT) as client:
+        for path, body in (("/v1/sentiment", {"text": "好"}), ("/v1/sentiment/batch", {"texts": ["好"]})):
+            response = await client.post(path, json=body, headers={"X-Request-Timeout-Ms": "20"})
+            assert "0.02 s" in assert_problem(response, 504, "deadline-exceeded")["detail"]
+    async with client_of(create_app(small_settings(tiny_bundle, timeout_s=1e-9))) as client:
+        response = await client.post("/v1/sentiment", json={"text": "好"}, headers={"X-Request-Timeout-Ms": "60000"})
+        assert_problem(response, 504, "deadline-exceeded")
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-5", "0", "1.5", "٣", "9" * 400])
+async def test_a_timeout_that_is_no_number_of_milliseconds_is_a_400(client: httpx.AsyncClient, said: str) -> None:
+    headers = [("X-Request-Timeout-Ms", said.encode())]
+    response = await client.post("/v1/sentiment", json={"text": "好"}, headers=headers)
+    assert "X-Request-Timeout-Ms" in assert_problem(response, 400, "invalid-header")["detail"]
+
+
+async def test_a_text_that_the_model_cannot_bear_costs_its_neighbours_nothing(fresh_client: httpx.AsyncClient) -> None:
+    response = await fresh_client.post("/v1/sentiment/batch", json={"texts": ["好", POISON, "差"]})
+    good, poison, bad = response.json()["results"]
+    assert (good["label"], bad["label"]) == ("positive", "negative")
+    assert poison["error"]["type"] == "urn:sentiment:problem:model-failure"
+
+
 async def test_a_failing_model_is_a_500_that_withholds_the_reason(
     fresh_client: httpx.AsyncClient, logged: Logged
 ) -> None:

@@ -1,16 +1,27 @@
 """For those who run the service: health and metrics."""
 
+from typing import Final
+
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import ServicesDependency
 from app.api.schemas import Alive, ModelName, Readiness
 
+_STUCK_S: Final = 60.0  # readiness goes off after 10; the longest batch takes a third of a second on two cores
+
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/health/live", summary="Is the process alive?")
-async def live() -> Alive:
-    """Answer as long as the event loop turns; restart the process when this fails."""
+@router.get(
+    "/health/live",
+    summary="Is the process alive?",
+    responses={503: {"model": Alive, "description": "The model hangs; only a restart helps"}},
+)
+async def live(services: ServicesDependency, response: Response) -> Alive:
+    """Answer as long as the event loop turns and the model comes back; restart the process when this fails."""
+    if (running_s := services.models.active.batcher.longest_run_s) > _STUCK_S:
+        response.status_code = 503
+        return Alive(status=f"the model has been running one batch for {running_s:.0f} s")
     return Alive(status="alive")
 
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 
-from app.api.dependencies import ServicesDependency, while_connected
+from app.api.dependencies import ServicesDependency, timeout_s, while_connected
 from app.api.lean import LeanRoute
 from app.api.problems import item_problem, problem_docs
 from app.api.schemas import (
@@ -28,7 +28,9 @@ async def classify(request: Request, body: SentimentRequest, services: ServicesD
     with services.models.lease(body.text) as lease:
         try:
             async with while_connected(request):
-                classified = await lease.model.classifier.classify(body.text, timeout_s=services.timeout_s)
+                classified = await lease.model.classifier.classify(
+                    body.text, timeout_s=timeout_s(request, services.timeout_s)
+                )
         except ServiceError as error:
             services.metrics.observe_refusal(error)
             lease.answered([body.text], [error])
@@ -47,7 +49,9 @@ async def classify_batch(request: Request, body: BatchRequest, services: Service
     with services.models.lease(body.texts[0] if body.texts else "") as lease:
         try:
             async with while_connected(request):
-                outcomes = await lease.model.classifier.classify_many(body.texts, timeout_s=services.batch_timeout_s)
+                outcomes = await lease.model.classifier.classify_many(
+                    body.texts, timeout_s=timeout_s(request, services.batch_timeout_s)
+                )
         except ServiceError as error:
             services.metrics.observe_refusal(error, len(body.texts))
             raise
