@@ -80,6 +80,8 @@ class Batching(_Group):
     """Texts that may wait in each lane (single and batch requests); beyond, 503 with Retry-After."""
     max_waiting_tokens: Positive = 400_000
     """The same in tokens."""
+    max_wait_s: Seconds = 2.0
+    """A single text that would wait longer, by what waits before it, is refused at once with 503 and Retry-After."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Runs that go on at the same time, sharing the threads; 0 takes what measured best for the provider."""
     bulk_share: Annotated[float, Field(gt=0, lt=1)] = 0.25

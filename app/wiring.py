@@ -88,6 +88,7 @@ async def _open_model(
         shared_max_tokens=settings.batching.shared_max_tokens,
         max_waiting_items=settings.batching.max_waiting_items,
         max_waiting_tokens=settings.batching.max_waiting_tokens,
+        max_wait_s=settings.batching.max_wait_s,
         workers=model.placement.streams,
         bulk_share=settings.batching.bulk_share,
         wait_s=settings.batching.wait_s,

@@ -42,6 +42,7 @@ class BatchPolicy:
     max_tokens: int
     max_waiting_items: int  # in each lane
     max_waiting_tokens: int  # in each lane, unpadded
+    max_wait_s: float = inf  # predicted, for interactive items: nobody in a chat waits longer
     workers: int = 1  # batches that run at the same time
     shared_max_tokens: int | None = None  # of a bulk batch, while interactive items come; None: as any other
     bulk_share: float = 0.25  # of the run time, while both lanes wait
@@ -228,6 +229,24 @@ class Batcher(Generic[Item, Result]):
         share = self._policy.bulk_share if lane is Lane.BULK else 1 - self._policy.bulk_share
         return min(work_s[lane] / share, sum(work_s.values())) / self._policy.workers
 
+    def admit(self, items: int, lane: Lane, *, tokens: int = 0, within_s: float | None = None) -> None:
+        """Raise what `enqueue` would for this many items and tokens, before they are made."""
+        if self._closing:
+            raise ShuttingDown("the service is shutting down")
+        policy, queue = self._policy, self._queues[lane]
+        # An empty lane takes anything, or a request above its size could never be served.
+        if not queue.by_size or not items:
+            return
+        wait_s = self.predicted_wait_s(lane)
+        longest_s = min(inf if within_s is None else within_s, policy.max_wait_s if lane is Lane.INTERACTIVE else inf)
+        if (
+            len(queue.by_size) + items > policy.max_waiting_items
+            or queue.tokens + tokens > policy.max_waiting_tokens
+            or wait_s > longest_s
+        ):
+            self._report(Refused(lane, items))
+            raise Overloaded(wait_s)
+
     def enqueue(
         self, items: Sequence[Item], lane: Lane = Lane.INTERACTIVE, *, within_s: float | None = None
     ) -> list[asyncio.Future[Result]]:
@@ -241,22 +260,11 @@ class Batcher(Generic[Item, Result]):
             ShuttingDown: the batcher is being closed.
             Overloaded: too many items or tokens would wait in this lane, or they would wait too long.
         """
-        if self._closing:
-            raise ShuttingDown("the service is shutting down")
+        sizes = [self._tokens(item) for item in items]
+        self.admit(len(items), lane, tokens=sum(sizes), within_s=within_s)
         if not items:
             return []
-        sizes = [self._tokens(item) for item in items]
         queue = self._queues[lane]
-        # An empty lane takes anything, or a request above its size could never be served.
-        if queue.by_size:
-            wait_s = self.predicted_wait_s(lane)
-            if (
-                len(queue.by_size) + len(items) > self._policy.max_waiting_items
-                or queue.tokens + sum(sizes) > self._policy.max_waiting_tokens
-                or (within_s is not None and wait_s > within_s)
-            ):
-                self._report(Refused(lane, len(items)))
-                raise Overloaded(wait_s)
         loop = asyncio.get_running_loop()
         if lane is Lane.INTERACTIVE:
             self._interactive_at = loop.time()

@@ -126,6 +126,8 @@ class Classifier:
         missing = [key for key in texts if key not in remembered]
         if not missing:
             return found
+        # Refusing must cost little, or an overload feeds on itself: before the tokens are made.
+        self._batcher.admit(sum(key not in self._flights for key in missing), lane, within_s=within_s)
         tokenized = await _off_loop_if_long([texts[key] for key in missing], self._tokenizer.encode)
         outcomes = await self._flights.get_many(
             missing,

@@ -19,6 +19,11 @@ class SingleFlight(Generic[Key, Value]):
         self._flights: dict[Key, asyncio.Future[Value]] = {}
         self._waiters: dict[Key, int] = {}
 
+    def __contains__(self, key: Key) -> bool:
+        """Whether `key` is being computed."""
+        flight = self._flights.get(key)
+        return flight is not None and not flight.done()
+
     async def get_many(
         self,
         keys: Sequence[Key],
@@ -31,9 +36,7 @@ class SingleFlight(Generic[Key, Value]):
         each; what it raises is raised here, with nothing begun. `join(futures)` hears of those that others had begun.
         """
         # A flight that is done stays listed until the loop's next turn; none joins it, for it may have been cancelled.
-        missing = [
-            index for index, key in enumerate(keys) if (flight := self._flights.get(key)) is None or flight.done()
-        ]
+        missing = [index for index, key in enumerate(keys) if key not in self]
         if missing:
             started = dict(zip((keys[index] for index in missing), start(missing), strict=True))
             for key, future in started.items():

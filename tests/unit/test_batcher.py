@@ -753,6 +753,21 @@ async def test_items_that_would_start_too_late_are_refused_at_the_door() -> None
         assert len(batcher.enqueue(["d"], within_s=wait_s + 0.1)) == 1
 
 
+async def test_nobody_in_a_chat_is_accepted_to_wait_longer_than_the_policy_says() -> None:
+    async with batching(FakeModel(), max_wait_s=1.5, max_waiting_items=100) as batcher:
+        batcher.enqueue(["a" * 50])
+        await asyncio.sleep(0)
+        for lane in Lane:
+            batcher.enqueue(["b" * 100, "c" * 100], lane)
+        assert batcher.predicted_wait_s(Lane.INTERACTIVE) > 1.5
+        with pytest.raises(Overloaded):
+            batcher.enqueue(["d"])
+        with pytest.raises(Overloaded):
+            batcher.admit(1, Lane.INTERACTIVE)
+        batcher.admit(0, Lane.INTERACTIVE)  # asks for nothing
+        batcher.enqueue(["d"], Lane.BULK)
+
+
 async def test_the_wait_of_one_lane_counts_the_other_no_more_than_its_share() -> None:
     async with batching(FakeModel(), bulk_share=0.25) as batcher:
         batcher.enqueue(["a"])
