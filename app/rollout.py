@@ -14,7 +14,7 @@ from zlib import crc32
 
 import structlog
 
-from app.domain.errors import CannotProceed, ModelFailure, ServiceError, StartupError, Unavailable
+from app.domain.errors import ChangeUnderWay, ModelFailure, ServiceError, StartupError, Unavailable
 from app.inference.bundle import fingerprint_of
 from app.inference.classifier import Classified
 from app.inference.served import ServedModel
@@ -28,14 +28,6 @@ _RETRIES_S: Final = (0.0, 1.0, 5.0, 15.0, 60.0)  # before each attempt to load a
 Opener: TypeAlias = Callable[[Path], AbstractAsyncContextManager[ServedModel]]
 
 _log = structlog.get_logger(__name__)
-
-
-class RolloutRefused(CannotProceed):
-    """The models stay as they are; the message says why."""
-
-
-class RolloutBusy(RolloutRefused):
-    """Another change is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +137,7 @@ class Rollout:
         self._closing: set[asyncio.Task[None]] = set()
         self._trials: set[asyncio.Task[None]] = set()
         self._healing: set[asyncio.Task[None]] = set()
+        self._reloads: set[asyncio.Task[None]] = set()
         self._ending = False
 
     async def __aenter__(self) -> Self:
@@ -154,11 +147,11 @@ class Rollout:
 
     async def __aexit__(self, *_: object) -> None:
         self._ending = True
-        for task in [*self._trials, *self._healing]:
+        for task in [*self._trials, *self._healing, *self._reloads]:
             task.cancel()
         self._drop_candidate()
         self._retire(self._active)
-        while tasks := [*self._closing, *self._trials, *self._healing]:
+        while tasks := [*self._closing, *self._trials, *self._healing, *self._reloads]:
             await asyncio.wait(tasks)
 
     @property
@@ -191,7 +184,7 @@ class Rollout:
         again. A bundle that is served already stays as it is, unless `even_if_same`.
 
         Raises:
-            RolloutBusy: another change is under way.
+            ChangeUnderWay: another change is under way.
             StartupError: the bundle cannot be served; the old one goes on.
         """
         async with self._change():
@@ -211,7 +204,7 @@ class Rollout:
         """Load the bundle in `directory` beside the active one, and give it `share` of the requests.
 
         Raises:
-            RolloutBusy: another change is under way.
+            ChangeUnderWay: another change is under way.
             StartupError: the bundle cannot be served.
         """
         async with self._change():
@@ -226,6 +219,19 @@ class Rollout:
         if self._candidate is not None:
             self._tell("trial ended", model=self._candidate.model.name)
         self._drop_candidate()
+
+    def reload(self) -> None:
+        """Serve what stands in the first bundle's directory now, which may be a link. Returns at once."""
+        if not self._ending:
+            self._run(self._reload(), self._reloads)
+
+    async def _reload(self) -> None:
+        try:
+            model = await self.swap(self._first)
+        except (StartupError, ServiceError) as error:
+            _log.warning("model not reloaded", reason=str(error))
+        else:
+            _log.info("model reloaded", model=model.name)
 
     def doubt(self) -> None:
         """Look after the active model, which failed: load it anew if it does not recover. Returns at once."""
@@ -287,13 +293,13 @@ class Rollout:
                 return
             try:
                 await self.swap(self.active.directory, even_if_same=True)
-            except CannotProceed as error:
+            except (StartupError, ServiceError) as error:
                 self._tell("reload failed", reason=str(error))
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
         if self._changing.locked() or self._ending:
-            raise RolloutBusy(
+            raise ChangeUnderWay(
                 "another change of models is under way" if not self._ending else "the service is stopping"
             )
         async with self._changing:

@@ -5,6 +5,7 @@ Knows connections; nothing of what is served on them.
 
 import asyncio
 import gc
+import signal
 import socket
 import sys
 import time
@@ -12,6 +13,8 @@ from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
+
+from app.services import Services
 
 _POLL_S: Final = 0.02
 _SWITCH_INTERVAL_S: Final = 0.0005  # a model's thread that has its batch waits for the event loop no longer
@@ -32,9 +35,14 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, then settle: what stands now stays, and need not be searched for garbage again."""
         await super().startup(sockets)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.collect()
         gc.freeze()
+
+    def _reload(self) -> None:
+        services: Services = self.lifespan.state["services"]
+        services.models.reload()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, drain, then stop as uvicorn does."""

@@ -57,6 +57,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         yield Services(
             models=models,
+            bundles=settings.model.path.parent.parent,
             metrics=metrics,
             max_texts=settings.limits.max_texts,
             timeout_s=settings.limits.timeout_s,

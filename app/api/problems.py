@@ -15,6 +15,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.domain.errors import (
+    BundleRefused,
+    ChangeUnderWay,
     DeadlineExceeded,
     EmptyText,
     InvalidHeader,
@@ -72,6 +74,8 @@ _KINDS: Final[dict[type[ServiceError], _Kind]] = {
     TextTooLong: _Kind(422, "text-too-long", "Text too long"),
     InvalidText: _Kind(422, "invalid-text", "Invalid text"),
     InvalidHeader: _Kind(400, "invalid-header", "Invalid header"),
+    BundleRefused: _Kind(422, "bundle-refused", "Bundle refused"),
+    ChangeUnderWay: _Kind(409, "change-under-way", "Change under way"),
     Overloaded: _Kind(503, "overloaded", "Overloaded"),
     ShuttingDown: _Kind(503, "shutting-down", "Shutting down", "This server is stopping; try another, or again soon."),
     DeadlineExceeded: _Kind(504, "deadline-exceeded", "Deadline exceeded"),

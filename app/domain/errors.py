@@ -45,6 +45,14 @@ class ModelFailure(ServiceError):
     """The model raised, or answered with something that is no answer."""
 
 
+class BundleRefused(ServiceError):
+    """A bundle that was to be served cannot be; what was served before goes on. The message is for the operator."""
+
+
+class ChangeUnderWay(ServiceError):
+    """Another change of models is under way."""
+
+
 class CannotProceed(Exception):
     """A command cannot do its work; the message says what to change or install. Never meets a caller of the service."""
 

@@ -84,7 +84,14 @@ async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolic
             waiting_items=lambda: models.active.batcher.waiting_items,
             waiting_tokens=lambda: models.active.batcher.waiting_tokens,
         )
-        services = Services(models=models, metrics=metrics, max_texts=MAX_TEXTS, timeout_s=60, batch_timeout_s=60)
+        services = Services(
+            models=models,
+            bundles=directory.parent,
+            metrics=metrics,
+            max_texts=MAX_TEXTS,
+            timeout_s=60,
+            batch_timeout_s=60,
+        )
         app = create_app(small_settings(directory))
 
         async def app_with_services(scope: Scope, receive: Receive, send: Send) -> None:

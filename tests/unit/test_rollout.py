@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.domain.errors import ModelFailure, ServiceError, StartupError
+from app.domain.errors import ChangeUnderWay, ModelFailure, ServiceError, StartupError
 from app.inference.batcher import BatchPolicy
 from app.inference.classifier import Classified
 from app.inference.engine import Model
 from app.inference.served import ServedModel
-from app.rollout import Rollout, RolloutBusy, TrialPolicy
+from app.rollout import Rollout, TrialPolicy
 from tests.served_model import serving_model
 from tests.tiny_bundle import TinyModel, write_tiny_bundle
 
@@ -156,7 +156,7 @@ async def test_of_two_changes_at_once_the_later_is_refused(house: House) -> None
             rollout.swap(house.bundle("2.0.0")), rollout.swap(house.bundle("3.0.0")), return_exceptions=True
         )
         assert isinstance(first, ServedModel)
-        assert isinstance(second, RolloutBusy)
+        assert isinstance(second, ChangeUnderWay)
         assert (await house.ask("好"))[0] == "2.0.0"
 
 
