@@ -8,7 +8,7 @@ RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
 TESTS ?= $(wildcard $(DATA)/*.test.jsonl $(DATA)/*.test.jsonl.gz)
 
-.PHONY: run test test-fast lint train bench soak load clean
+.PHONY: run test test-fast lint train bench soak load chaos clean
 
 run: .venv/serve/ready
 	.venv/serve/bin/python -m app serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
@@ -47,6 +47,10 @@ soak: .venv/load/ready
 # Starts a service of its own unless HOST names one: make load HOST=http://127.0.0.1:8000
 load: .venv/load/ready
 	.venv/load/bin/python -m loadtest.locustfile $(if $(HOST),--host $(HOST))
+
+# Faults under load, about seven minutes; needs wrk and redis-server.
+chaos: .venv/load/ready
+	.venv/load/bin/python -m loadtest.chaos $(CHAOS)
 
 clean:
 	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

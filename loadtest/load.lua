@@ -1,16 +1,22 @@
--- For wrk: posts each line of a file in turn, and prints its figures as one line of JSON.
+-- For wrk: posts each line of a file in turn, and prints its figures as one line of JSON. A second argument is the time
+-- in ms that each connection waits before a request. #NUMBER# in a line becomes a number, another one each time.
 local bodies, sent = {}, 0
+local headers = { ["Content-Type"] = "application/json" }
 
 function init(arguments)
+  local pause = tonumber(arguments[2] or "0")
+  if pause > 0 then delay = function() return pause end end
   for line in io.lines(arguments[1]) do
-    bodies[#bodies + 1] = wrk.format("POST", nil, { ["Content-Type"] = "application/json" }, line)
+    bodies[#bodies + 1] = string.find(line, "#NUMBER#") and line or wrk.format("POST", nil, headers, line)
   end
 end
 
 function request()
   if #bodies == 0 then return wrk.format("GET") end
-  sent = sent % #bodies + 1
-  return bodies[sent]
+  sent = sent + 1
+  local body = bodies[(sent - 1) % #bodies + 1]
+  if string.byte(body) ~= 123 then return body end
+  return wrk.format("POST", nil, headers, (string.gsub(body, "#NUMBER#", sent)))
 end
 
 function done(summary, latency, requests)

@@ -46,9 +46,20 @@ class Load:
 def closed_loop(port: int, requests: Sequence[Request], *, connections: int, seconds: int) -> Load:
     """Send `requests`, all to one path and again from the start, over connections that each wait for their answer.
 
+    "#NUMBER#" in a body becomes a number, another one each time.
+
     Raises:
         NoLoadGenerator: wrk is not installed.
     """
+    return _wrk(port, requests, connections, seconds)
+
+
+def flood(port: int, requests: Sequence[Request], *, per_s: float, seconds: int) -> Load:
+    """Send as `closed_loop` does, `per_s` of them if they are answered at once: each connection sends one a second."""
+    return _wrk(port, requests, round(per_s), seconds, pause_ms=1_000)
+
+
+def _wrk(port: int, requests: Sequence[Request], connections: int, seconds: int, *, pause_ms: int = 0) -> Load:
     wrk = shutil.which("wrk")
     if wrk is None:
         raise NoLoadGenerator("wrk makes the load and is not installed: apt install wrk, or brew install wrk")
@@ -58,7 +69,8 @@ def closed_loop(port: int, requests: Sequence[Request], *, connections: int, sec
         file.flush()
         done = subprocess.run(
             [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT),
-             f"http://127.0.0.1:{port}{requests[0].path}", "--", file.name],
+             f"http://127.0.0.1:{port}{requests[0].path}", "--", file.name,
+             *([str(pause_ms)] if pause_ms else [])],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
