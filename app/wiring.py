@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -48,13 +49,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         lambda directory: _open_model(directory, settings, cache, observe),
         settings.model.path,
         observe=metrics.observe_rollout,
-        activated=metrics.describe,
+        activated=partial(metrics.describe, requested=settings.model.provider),
     )
     async with models:
-        metrics.watch(
-            waiting_items=lambda: models.active.batcher.waiting_items,
-            waiting_tokens=lambda: models.active.batcher.waiting_tokens,
-        )
+        metrics.watch(lambda: models.active.batcher)
         yield Services(
             models=models,
             bundles=settings.model.path.parent.parent,

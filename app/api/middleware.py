@@ -69,7 +69,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", "unmatched")
         services: Services | None = scope.get("state", {}).get("services")
         if services is not None:
-            services.metrics.observe_request(scope["method"], route, status, duration_s)
+            problem = scope.get("problem")
+            services.metrics.observe_request(scope["method"], route, status, duration_s, problem=problem)
         if self._log_requests:
             _log.info("request", method=scope["method"], route=route, status=status, ms=round(duration_s * 1e3, 1))
 

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from app.domain.errors import (
     BundleRefused,
@@ -107,10 +108,27 @@ def problem_types() -> list[tuple[int, str]]:
     return [*validation, *((kind.status, kind.name) for kind in (*_KINDS.values(), *_HTTP_KINDS.values()))]
 
 
+def problem_name(error: ServiceError) -> str:
+    """Return what ends the type of the problem that `error` becomes."""
+    return _kind(error).name
+
+
 def item_problem(error: ServiceError) -> ItemProblem:
     """Return `error` as the place-holder of one item in a batch."""
     kind = _kind(error)
     return ItemProblem(type=_TYPE + kind.name, title=kind.title, detail=kind.detail or str(error))
+
+
+class ProblemResponse(Response):
+    """Leaves the problem's `name` in the request's scope, for the metrics."""
+
+    def __init__(self, name: str, content: str, status: int, headers: Mapping[str, str] | None) -> None:
+        super().__init__(content, status, headers, media_type=MEDIA_TYPE)
+        self._name = name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 (ASGI)
+        scope["problem"] = self._name
+        await super().__call__(scope, receive, send)
 
 
 def problem_response(
@@ -132,8 +150,7 @@ def problem_response(
         errors=list(errors) or None,
         request_id=request_id,
     )
-    content = problem.model_dump_json(exclude_none=True)
-    return Response(content, status, headers, media_type=MEDIA_TYPE)
+    return ProblemResponse(name, problem.model_dump_json(exclude_none=True), status, headers)
 
 
 def internal_problem(request_id: str | None) -> Response:

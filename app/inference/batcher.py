@@ -34,6 +34,14 @@ class Lane(Enum):
     BULK = "bulk"
 
 
+class RefusalReason(Enum):
+    """Which bound of the waiting room turned items away."""
+
+    ITEMS = "items"
+    TOKENS = "tokens"
+    WAIT = "wait"  # they would start later than their caller waits
+
+
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """What a batch may carry and who may wait. Tokens of a batch are padded: longest item x items."""
@@ -57,7 +65,7 @@ class BatchStarted:
     items: int
     tokens: int
     padded_tokens: int
-    longest_wait_s: float
+    waits_s: tuple[float, ...]  # of each item
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ class Refused:
 
     lane: Lane
     items: int
+    reason: RefusalReason
 
 
 BatchEvent: TypeAlias = BatchStarted | BatchFinished | Refused
@@ -239,12 +248,15 @@ class Batcher(Generic[Item, Result]):
             return
         wait_s = self.predicted_wait_s(lane)
         longest_s = min(inf if within_s is None else within_s, policy.max_wait_s if lane is Lane.INTERACTIVE else inf)
-        if (
-            len(queue.by_size) + items > policy.max_waiting_items
-            or queue.tokens + tokens > policy.max_waiting_tokens
-            or wait_s > longest_s
-        ):
-            self._report(Refused(lane, items))
+        reason = None
+        if len(queue.by_size) + items > policy.max_waiting_items:
+            reason = RefusalReason.ITEMS
+        elif queue.tokens + tokens > policy.max_waiting_tokens:
+            reason = RefusalReason.TOKENS
+        elif wait_s > longest_s:
+            reason = RefusalReason.WAIT
+        if reason is not None:
+            self._report(Refused(lane, items, reason))
             raise Overloaded(wait_s)
 
     def enqueue(
@@ -377,7 +389,7 @@ class Batcher(Generic[Item, Result]):
                 items=len(batch),
                 tokens=sum(waiting.tokens for waiting in batch),
                 padded_tokens=padded,
-                longest_wait_s=started - min(waiting.since for waiting in batch),
+                waits_s=tuple(started - waiting.since for waiting in batch),
             )
         )
         attempt = await self._attempt(batch)

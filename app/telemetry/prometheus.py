@@ -1,22 +1,242 @@
-"""Prometheus metrics of one running service. Counts events; decides nothing."""
+"""Prometheus metrics of one running service. Counts events; decides nothing.
+
+A class for each question of somebody on call; `Metrics` is all that others see. The names are an interface:
+deploy/prometheus and deploy/grafana ask for them.
+"""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from app.domain.errors import ServiceError
-from app.inference.batcher import BatchEvent, BatchFinished, BatchStarted, Refused
+from app.domain.sentiment import most_probable
+from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchStarted, Lane, RefusalReason, Refused
 from app.inference.classifier import Classified
 from app.inference.served import ServedModel
 
 # Geometric, from what a cache hit takes to the longest deadline.
-_LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may invent others
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_LATENCY_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_CONFIDENCE: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+_TOKENS: Final = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # clients may invent others
+
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+class _Children(dict[tuple[object, ...], _Metric], Generic[_Metric]):
+    """The series of a metric by the values of its labels, each looked up in the metric once.
+
+    `labels` turns the values into strings and takes a lock; it cost more than the counting. Values must be few.
+    """
+
+    def __init__(self, metric: _Metric) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, values: tuple[object, ...]) -> _Metric:
+        child = self[values] = self._metric.labels(*values)
+        return child
+
+
+class _Requests:
+    """Whether it answers, how fast, and with which problems."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._count = _Children(
+            Counter("sentiment_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry)
+        )
+        self._duration = _Children(
+            Histogram(
+                "sentiment_http_request_duration_seconds",
+                "From a request's head to the end of its answer.",
+                ["route"],
+                buckets=_LATENCY_S,
+                registry=registry,
+            )
+        )
+        self._problems = _Children(
+            Counter(
+                "sentiment_http_problems",
+                "Requests answered with a problem, by what ends the problem's type.",
+                ["route", "type"],
+                registry=registry,
+            )
+        )
+        self._ready = Gauge("sentiment_ready", "Whether the last answer of /health/ready was 200.", registry=registry)
+        self._ready.set(1)  # the model has been proven before anybody may ask
+
+    def observe(self, method: str, route: str, status: int, duration_s: float, problem: str | None) -> None:
+        self._count[method if method in _METHODS else "other", route, status].inc()
+        self._duration[route,].observe(duration_s)
+        if problem is not None:
+            self._problems[route, problem].inc()
+
+    def observe_readiness(self, ready: bool) -> None:  # noqa: FBT001 (it is what is told)
+        self._ready.set(ready)
+
+
+class _Answers:
+    """What texts come to, and whether the mix of answers drifts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._confidence = _Children(
+            Histogram(
+                "sentiment_confidence",
+                "Confidence of an answer; its count is the number of answers with a label.",
+                ["label"],
+                buckets=_CONFIDENCE,
+                registry=registry,
+            )
+        )
+        self._emotions = _Children(
+            Counter("sentiment_emotions", "Answers by their emotion.", ["emotion"], registry=registry)
+        )
+        self._uncertain = Counter(
+            "sentiment_uncertain_answers", "Answers below the model's threshold of confidence.", registry=registry
+        )
+        self._truncated = Counter(
+            "sentiment_truncated_texts", "Answers to texts longer than the model's window.", registry=registry
+        )
+        self._unanswered = _Children(
+            Counter(
+                "sentiment_unanswered_texts",
+                "Texts without an answer, by what ends the type of their problem.",
+                ["type"],
+                registry=registry,
+            )
+        )
+
+    def observe(self, classified: Classified) -> None:
+        sentiment = classified.sentiment
+        self._confidence[sentiment.label,].observe(sentiment.confidence)
+        if sentiment.emotions is not None:
+            self._emotions[most_probable(sentiment.emotions),].inc()
+        if not sentiment.certain:
+            self._uncertain.inc()
+        if sentiment.truncated:
+            self._truncated.inc()
+
+    def observe_unanswered(self, problem: str, texts: int) -> None:
+        self._unanswered[problem,].inc(texts)
+
+
+class _Cache:
+    """Whether the cache spares the model work."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        lookups = _Children(
+            Counter(
+                "sentiment_cache_lookups", "Answers by whether they were remembered.", ["result"], registry=registry
+            )
+        )
+        self._hit, self._miss = lookups["hit",], lookups["miss",]
+
+    def observe(self, classified: Classified) -> None:
+        (self._hit if classified.cached else self._miss).inc()
+
+
+class _Batches:
+    """Whether the model is busy, how long texts wait for it, and how much of its time goes into padding."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._wait = self._histogram("sentiment_queue_wait_seconds", "Wait of a text for the model.", _LATENCY_S)
+        self._run = self._histogram("sentiment_model_run_seconds", "Run of a batch.", _LATENCY_S)
+        self._rows = self._histogram("sentiment_batch_rows", "Texts in a batch.", _ROWS)
+        self._padded = self._histogram("sentiment_batch_padded_tokens", "Tokens in a batch with padding.", _TOKENS)
+        tokens = _Children(
+            Counter("sentiment_tokens", "Tokens that the model was given, by kind.", ["kind"], registry=registry)
+        )
+        self._useful, self._padding = tokens["useful",], tokens["padding",]
+        self._failures = Counter("sentiment_batch_failures", "Batches that the model failed.", registry=registry)
+        refused = Counter(
+            "sentiment_refused_texts",
+            "Texts turned away at the door: too many texts or tokens wait, or they would wait too long.",
+            ["lane", "reason"],
+            registry=registry,
+        )
+        self._refused = {
+            (lane, reason): refused.labels(lane.value, reason.value) for lane in Lane for reason in RefusalReason
+        }
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> dict[Lane, Histogram]:
+        histogram = Histogram(name, text, ["lane"], buckets=buckets, registry=self._registry)
+        return {lane: histogram.labels(lane.value) for lane in Lane}
+
+    def watch(self, batcher: Callable[[], Batcher[Any, Any]]) -> None:
+        self._gauge("sentiment_waiting_texts", "Texts that wait for the model.", lambda: batcher().waiting_items)
+        self._gauge("sentiment_waiting_tokens", "Tokens that wait for the model.", lambda: batcher().waiting_tokens)
+        self._gauge(
+            "sentiment_longest_run_seconds",
+            "For how long the oldest of the batches now running has been running.",
+            lambda: batcher().longest_run_s,
+        )
+        wait = Gauge(
+            "sentiment_predicted_wait_seconds",
+            "How long a text that comes now would wait for the model.",
+            ["lane"],
+            registry=self._registry,
+        )
+        for lane in Lane:
+            wait.labels(lane.value).set_function(partial(_predicted_wait_s, batcher, lane))
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        Gauge(name, text, registry=self._registry).set_function(value)
+
+    def observe(self, event: BatchEvent) -> None:
+        match event:
+            case BatchStarted():
+                for wait_s in event.waits_s:
+                    self._wait[event.lane].observe(wait_s)
+                self._rows[event.lane].observe(event.items)
+                self._padded[event.lane].observe(event.padded_tokens)
+                self._useful.inc(event.tokens)
+                self._padding.inc(event.padded_tokens - event.tokens)
+            case BatchFinished():
+                self._run[event.lane].observe(event.run_s)
+                if event.error is not None:
+                    self._failures.inc()
+            case Refused():
+                self._refused[event.lane, event.reason].inc(event.items)
+
+
+def _predicted_wait_s(batcher: Callable[[], Batcher[Any, Any]], lane: Lane) -> float:
+    return batcher().predicted_wait_s(lane)
+
+
+class _Models:
+    """Which model answers, and what became of those that were to replace it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._info = Info("sentiment_model", "The bundle being served, and where it runs.", registry=registry)
+        self._workers = Gauge("sentiment_model_workers", "Batches that may run at the same time.", registry=registry)
+        self._rollouts = Counter(
+            "sentiment_model_rollouts", "Changes of the model, by what came of them.", ["event"], registry=registry
+        )
+
+    def describe(self, model: ServedModel, requested: str) -> None:
+        placement = model.placement
+        self._info.info(
+            {
+                "name": model.manifest.name,
+                "version": model.manifest.version,
+                "provider": placement.provider,
+                "requested": requested,
+                "precision": placement.precision,
+                "threads": str(placement.threads),
+            }
+        )
+        self._workers.set(placement.streams)
+
+    def observe(self, event: str) -> None:
+        self._rollouts.labels(event).inc()
 
 
 class Metrics:
@@ -29,103 +249,46 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self._requests = Counter(
-            "sentiment_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
-        )
-        self._latency = Histogram(
-            "sentiment_http_request_duration_seconds",
-            "From a request's head to the end of its answer.",
-            ["route"],
-            buckets=_LATENCY_S,
-            registry=registry,
-        )
-        self._texts = Counter(
-            "sentiment_texts", "Texts by outcome: a label, or the kind of error.", ["outcome"], registry=registry
-        )
-        self._truncated = Counter("sentiment_truncated_texts", "Texts longer than the window.", registry=registry)
-        self._cached = Counter(
-            "sentiment_cache_lookups", "Valid texts looked up in the cache.", ["result"], registry=registry
-        )
-        self._queue_wait = Histogram(
-            "sentiment_queue_wait_seconds",
-            "Wait of the oldest text of a batch.",
-            ["lane"],
-            buckets=_LATENCY_S,
-            registry=registry,
-        )
-        self._rows = Histogram("sentiment_batch_rows", "Texts in a batch.", ["lane"], buckets=_ROWS, registry=registry)
-        self._run = Histogram(
-            "sentiment_model_run_seconds", "Run of a batch.", ["lane"], buckets=_LATENCY_S, registry=registry
-        )
-        self._tokens = Counter("sentiment_tokens", "Tokens that ran, by kind.", ["kind"], registry=registry)
-        self._failures = Counter("sentiment_batch_failures", "Batches that the model failed.", registry=registry)
-        self._refused = Counter(
-            "sentiment_refused_texts", "Texts turned away by a full waiting room.", ["lane"], registry=registry
-        )
-        self._model = Info("sentiment_model", "The bundle being served, and where it runs.", registry=registry)
-        self._rollouts = Counter(
-            "sentiment_model_rollouts", "Changes of the model, by what came of them.", ["event"], registry=registry
-        )
+        self._requests = _Requests(registry)
+        self._answers = _Answers(registry)
+        self._cache = _Cache(registry)
+        self._batches = _Batches(registry)
+        self._models = _Models(registry)
 
-    def describe(self, model: ServedModel) -> None:
-        """Publish which model answers from now on, and how it runs."""
-        placement = model.placement
-        self._model.info(
-            {
-                "name": model.manifest.name,
-                "version": model.manifest.version,
-                "provider": placement.provider,
-                "precision": placement.precision,
-                "threads": str(placement.threads),
-            }
-        )
+    def describe(self, model: ServedModel, *, requested: str) -> None:
+        """Publish which model answers from now on, and how it runs; `requested` is the provider of the settings."""
+        self._models.describe(model, requested)
 
     def observe_rollout(self, event: str) -> None:
         """Count what became of a bundle that was to replace or to challenge the active one."""
-        self._rollouts.labels(event).inc()
+        self._models.observe(event)
 
-    def watch(self, *, waiting_items: Callable[[], int], waiting_tokens: Callable[[], int]) -> None:
-        """Publish how much work waits, read whenever metrics are scraped."""
-        Gauge("sentiment_waiting_texts", "Texts that wait for the model.", registry=self.registry).set_function(
-            waiting_items
-        )
-        Gauge("sentiment_waiting_tokens", "Tokens that wait for the model.", registry=self.registry).set_function(
-            waiting_tokens
-        )
+    def watch(self, batcher: Callable[[], Batcher[Any, Any]]) -> None:
+        """Publish how much work waits for the batcher of the active model, read whenever metrics are scraped."""
+        self._batches.watch(batcher)
 
-    def observe_request(self, method: str, route: str, status: int, duration_s: float) -> None:
-        """Count an answered request; `route` is a template, never a raw path."""
-        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
-        self._latency.labels(route).observe(duration_s)
+    def observe_request(
+        self, method: str, route: str, status: int, duration_s: float, *, problem: str | None = None
+    ) -> None:
+        """Count an answered request; `route` is a template, never a raw path, `problem` the end of a problem's type."""
+        self._requests.observe(method, route, status, duration_s, problem)
 
-    def observe_refusal(self, error: ServiceError, texts: int = 1) -> None:
-        """Count texts that one error left without an answer."""
-        self._texts.labels(type(error).__name__).inc(texts)
+    def observe_readiness(self, *, ready: bool) -> None:
+        """Note what a health check was told."""
+        self._requests.observe_readiness(ready)
 
-    def observe_outcome(self, outcome: Classified | ServiceError) -> None:
+    def observe_answer(self, classified: Classified) -> None:
         """Count the answer to one text."""
-        if isinstance(outcome, ServiceError):
-            self.observe_refusal(outcome)
-            return
-        self._texts.labels(outcome.sentiment.label).inc()
-        self._cached.labels("hit" if outcome.cached else "miss").inc()
-        if outcome.sentiment.truncated:
-            self._truncated.inc()
+        self._answers.observe(classified)
+        self._cache.observe(classified)
+
+    def observe_unanswered(self, problem: str, texts: int = 1) -> None:
+        """Count texts that one problem left without an answer; `problem` is the end of its type."""
+        self._answers.observe_unanswered(problem, texts)
 
     def observe_batch(self, event: BatchEvent) -> None:
         """Count what the batcher reports."""
-        match event:
-            case BatchStarted():
-                self._queue_wait.labels(event.lane.value).observe(event.longest_wait_s)
-                self._rows.labels(event.lane.value).observe(event.items)
-                self._tokens.labels("useful").inc(event.tokens)
-                self._tokens.labels("padding").inc(event.padded_tokens - event.tokens)
-            case BatchFinished():
-                self._run.labels(event.lane.value).observe(event.run_s)
-                if event.error is not None:
-                    self._failures.inc()
-            case Refused():
-                self._refused.labels(event.lane.value).inc(event.items)
+        self._batches.observe(event)
 
     def render(self, accept: str | None) -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format that `accept` prefers."""

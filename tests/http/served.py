@@ -80,10 +80,7 @@ async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolic
     async with Rollout(
         lambda path: serving_model(path, model, policy, metrics.observe_batch, limits=_LIMITS), directory
     ) as models:
-        metrics.watch(
-            waiting_items=lambda: models.active.batcher.waiting_items,
-            waiting_tokens=lambda: models.active.batcher.waiting_tokens,
-        )
+        metrics.watch(lambda: models.active.batcher)
         services = Services(
             models=models,
             bundles=directory.parent,

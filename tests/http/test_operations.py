@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 from pathlib import Path
 
 import anyio
@@ -6,7 +7,17 @@ import httpx
 import pytest
 
 from app.inference.batcher import BatchPolicy
-from tests.http.served import MAX_TEXTS, GatedModel, client_of_model, until
+from app.main import create_app
+from tests.http.served import (
+    MAX_BODY_BYTES,
+    MAX_TEXTS,
+    GatedModel,
+    client_of,
+    client_of_model,
+    small_settings,
+    until,
+)
+from tests.tiny_bundle import POISON
 
 pytestmark = pytest.mark.anyio
 
@@ -58,26 +69,98 @@ async def test_requests_are_counted_by_method_route_and_status(fresh_client: htt
     assert counts['sentiment_http_request_duration_seconds_count{route="/v1/sentiment"}'] == 5
 
 
-async def test_texts_are_counted_by_outcome(fresh_client: httpx.AsyncClient) -> None:
-    await fresh_client.post("/v1/sentiment", json={"text": "好喜"})
-    await fresh_client.post("/v1/sentiment/batch", json={"texts": ["好喜", "差烂", "", 5, "好喜爱棒快" * 4]})
-    counts = await _metrics(fresh_client)
-    assert {name: value for name, value in counts.items() if name.startswith("sentiment_texts_total")} == {
-        'sentiment_texts_total{outcome="positive"}': 3,
-        'sentiment_texts_total{outcome="negative"}': 1,
-        'sentiment_texts_total{outcome="EmptyText"}': 1,
-        'sentiment_texts_total{outcome="InvalidText"}': 1,
+def _of(counts: dict[str, float], name: str) -> dict[str, float]:
+    """Return the samples of one name that are not zero, by what stands in its braces."""
+    return {
+        key.removeprefix(f"{name}{{").removesuffix("}"): value
+        for key, value in counts.items()
+        if key.startswith(f"{name}{{") and value
     }
-    assert counts['sentiment_cache_lookups_total{result="hit"}'] == 1
-    assert counts['sentiment_cache_lookups_total{result="miss"}'] == 3
+
+
+async def test_answers_are_counted_by_label_emotion_and_confidence(fresh_client: httpx.AsyncClient) -> None:
+    single = (await fresh_client.post("/v1/sentiment", json={"text": "好喜"})).json()
+    texts = ["好喜", "差烂怒", "", 5, "好喜爱棒快" * 4, "天"]
+    batch = (await fresh_client.post("/v1/sentiment/batch", json={"texts": texts})).json()["results"]
+    counts = await _metrics(fresh_client)
+    assert _of(counts, "sentiment_confidence_count") == {
+        'label="positive"': 3,
+        'label="negative"': 1,
+        'label="neutral"': 1,
+    }
+    positive = [answer["confidence"] for answer in (single, *batch) if answer.get("label") == "positive"]
+    assert counts['sentiment_confidence_sum{label="positive"}'] == pytest.approx(sum(positive), abs=2e-4)
+    assert counts['sentiment_confidence_bucket{label="positive",le="1.0"}'] == 3
+    emotions = Counter(answer["emotion"]["label"] for answer in (single, *batch) if "error" not in answer)
+    assert _of(counts, "sentiment_emotions_total") == {f'emotion="{name}"': number for name, number in emotions.items()}
+    assert counts["sentiment_uncertain_answers_total"] == 1
     assert counts["sentiment_truncated_texts_total"] == 1
+    assert _of(counts, "sentiment_cache_lookups_total") == {'result="hit"': 1, 'result="miss"': 4}
+
+
+async def test_problems_are_counted_by_the_name_that_clients_read(fresh_client: httpx.AsyncClient) -> None:
+    await fresh_client.post("/v1/sentiment", json={"text": ""})
+    await fresh_client.post("/v1/sentiment", json={"text": POISON})
+    await fresh_client.post("/v1/sentiment/batch", json={"texts": ["", 5, POISON]})
+    await fresh_client.post("/v1/sentiment", json={})
+    await fresh_client.post("/v1/sentiment", content=b" " * (MAX_BODY_BYTES + 1))
+    await fresh_client.get("/nothing")
+    counts = await _metrics(fresh_client)
+    assert _of(counts, "sentiment_http_problems_total") == {
+        'route="/v1/sentiment",type="empty-text"': 1,
+        'route="/v1/sentiment",type="model-failure"': 1,
+        'route="/v1/sentiment",type="invalid-request"': 1,
+        'route="/v1/sentiment",type="body-too-large"': 1,
+        'route="unmatched",type="not-found"': 1,
+    }
+    assert _of(counts, "sentiment_unanswered_texts_total") == {
+        'type="empty-text"': 2,
+        'type="invalid-text"': 1,
+        'type="model-failure"': 2,
+    }
+
+
+async def test_batches_are_counted_with_their_rows_tokens_and_waits(fresh_client: httpx.AsyncClient) -> None:
+    await fresh_client.post("/v1/sentiment/batch", json={"texts": ["好", "差", "好喜爱棒快好喜爱棒快"]})
+    counts = await _metrics(fresh_client)
+    assert counts['sentiment_queue_wait_seconds_count{lane="bulk"}'] == 3
+    assert counts['sentiment_queue_wait_seconds_count{lane="interactive"}'] == 0
+    assert counts['sentiment_batch_rows_sum{lane="bulk"}'] == 3
+    useful, padding = (counts[f'sentiment_tokens_total{{kind="{kind}"}}'] for kind in ("useful", "padding"))
+    assert useful + padding == counts['sentiment_batch_padded_tokens_sum{lane="bulk"}']
+    assert counts['sentiment_model_run_seconds_sum{lane="bulk"}'] > 0
+    assert counts["sentiment_model_workers"] == 1
+
+
+async def test_what_waits_and_for_how_long_can_be_read(fresh_client: httpx.AsyncClient) -> None:
+    counts = await _metrics(fresh_client)
+    gauges = ("sentiment_waiting_texts", "sentiment_waiting_tokens", "sentiment_longest_run_seconds")
+    lanes = [f'sentiment_predicted_wait_seconds{{lane="{lane}"}}' for lane in ("interactive", "bulk")]
+    assert [counts[name] for name in (*gauges, *lanes)] == [0, 0, 0, 0, 0]
+
+
+async def test_what_a_health_check_was_told_can_be_read(tiny_bundle: Path) -> None:
+    app = create_app(small_settings(tiny_bundle))
+    async with client_of(app) as client:
+        told = [(await _metrics(client))["sentiment_ready"]]
+        for draining in (True, False):
+            app.state.draining = draining
+            await client.get("/health/ready")
+            told.append((await _metrics(client))["sentiment_ready"])
+    assert told == [1, 0, 1]
+
+
+async def test_the_memory_of_the_process_can_be_read(client: httpx.AsyncClient) -> None:
+    lines = (await client.get("/metrics")).text.splitlines()
+    (memory,) = [line.split()[1] for line in lines if line.startswith("process_resident_memory_bytes ")]
+    assert float(memory) > 1e6
 
 
 async def test_a_failed_batch_is_counted(fresh_client: httpx.AsyncClient) -> None:
     assert (await fresh_client.post("/v1/sentiment", json={"text": "毒"})).status_code == 500
     counts = await _metrics(fresh_client)
     assert counts["sentiment_batch_failures_total"] == 1
-    assert counts['sentiment_texts_total{outcome="ModelFailure"}'] == 1
+    assert counts['sentiment_unanswered_texts_total{type="model-failure"}'] == 1
 
 
 async def test_a_batch_turned_away_counts_each_of_its_texts(tiny_bundle: Path) -> None:
@@ -93,8 +176,8 @@ async def test_a_batch_turned_away_counts_each_of_its_texts(tiny_bundle: Path) -
         assert (await client.post("/v1/sentiment/batch", json={"texts": ["棒", "烂"]})).status_code == 503
         counts = await _metrics(client)
         model.gate.set()
-    assert counts['sentiment_refused_texts_total{lane="bulk"}'] == 2
-    assert counts['sentiment_texts_total{outcome="Overloaded"}'] == 2
+    assert _of(counts, "sentiment_refused_texts_total") == {'lane="bulk",reason="items"': 2}
+    assert counts['sentiment_unanswered_texts_total{type="overloaded"}'] == 2
 
 
 async def test_what_clients_make_up_creates_no_series(fresh_client: httpx.AsyncClient) -> None:
@@ -130,7 +213,14 @@ async def test_metrics_are_in_the_format_that_was_asked_for(client: httpx.AsyncC
 async def test_metrics_name_the_model(client: httpx.AsyncClient) -> None:
     (info,) = [name for name in await _metrics(client) if name.startswith("sentiment_model_info")]
     labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
-    assert labels == {"name": "tiny", "version": "0.0.1", "provider": "cpu", "precision": "fp32", "threads": "1"}
+    assert labels == {
+        "name": "tiny",
+        "version": "0.0.1",
+        "provider": "cpu",
+        "requested": "cpu",
+        "precision": "fp32",
+        "threads": "1",
+    }
 
 
 async def test_the_api_description_has_chinese_examples(client: httpx.AsyncClient) -> None:

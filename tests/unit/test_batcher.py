@@ -17,6 +17,7 @@ from app.inference.batcher import (
     BatchPolicy,
     BatchStarted,
     Lane,
+    RefusalReason,
     Refused,
     batch_counts,
     choose_batch,
@@ -412,14 +413,13 @@ async def test_closing_waits_for_no_company() -> None:
 
 
 async def test_beyond_the_items_that_may_wait_callers_are_refused_at_once() -> None:
-    model, events = FakeModel(), list[BatchEvent]()
-    async with batching(model, observe=events.append) as batcher:
+    model = FakeModel()
+    async with batching(model) as batcher:
         batcher.enqueue(["busy"])
         await asyncio.sleep(0.5)
         batcher.enqueue(["a"] * 10, Lane.BULK)
         with pytest.raises(Overloaded):
             batcher.enqueue(["b"], Lane.BULK)
-    assert [event for event in events if isinstance(event, Refused)] == [Refused(Lane.BULK, 1)]
     assert "b" not in model.items
 
 
@@ -648,11 +648,32 @@ async def test_events_tell_what_ran_and_how_it_ended() -> None:
         model.failure = failure = ModelFailure("gone")
         await ends(failing)
     assert events == [
-        BatchStarted(Lane.INTERACTIVE, items=1, tokens=4, padded_tokens=4, longest_wait_s=0.0),
+        BatchStarted(Lane.INTERACTIVE, items=1, tokens=4, padded_tokens=4, waits_s=(0.0,)),
         BatchFinished(Lane.INTERACTIVE, items=1, padded_tokens=4, run_s=1.0, error=None, failed=0),
-        BatchStarted(Lane.BULK, items=2, tokens=5, padded_tokens=6, longest_wait_s=0.75),
+        BatchStarted(Lane.BULK, items=2, tokens=5, padded_tokens=6, waits_s=(0.75, 0.75)),
         BatchFinished(Lane.BULK, items=2, padded_tokens=6, run_s=1.0, error=failure, failed=2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("items", "within_s", "reason"),
+    [
+        (["b"] * 10, None, RefusalReason.ITEMS),
+        (words(*[90] * 6), None, RefusalReason.TOKENS),
+        (["b"], 0.5, RefusalReason.WAIT),
+    ],
+)
+async def test_a_refusal_tells_how_many_it_concerns_and_which_bound_they_met(
+    items: list[str], within_s: float | None, reason: RefusalReason
+) -> None:
+    events = list[BatchEvent]()
+    async with batching(FakeModel(), observe=events.append) as batcher:
+        batcher.enqueue(["busy"])
+        await asyncio.sleep(0.5)
+        batcher.enqueue(words(90), Lane.BULK)
+        with pytest.raises(Overloaded):
+            batcher.enqueue(items, Lane.BULK, within_s=within_s)
+    assert [event for event in events if isinstance(event, Refused)] == [Refused(Lane.BULK, len(items), reason)]
 
 
 # Storms

@@ -34,6 +34,7 @@ async def ready(request: Request, services: ServicesDependency, response: Respon
     """Answer 200 when the model is known to answer rightly: proven at the start, and again after any failure."""
     model = services.models.active
     reason = "this server is stopping" if request.app.state.draining else await model.reason_not_ready()
+    services.metrics.observe_readiness(ready=reason is None)
     if reason is not None:
         response.status_code = 503
     return Readiness(

@@ -5,7 +5,7 @@ from fastapi.exceptions import RequestValidationError
 
 from app.api.dependencies import ServicesDependency, timeout_s, while_connected
 from app.api.lean import LeanRoute
-from app.api.problems import item_problem, problem_docs
+from app.api.problems import item_problem, problem_docs, problem_name
 from app.api.schemas import (
     BatchRequest,
     BatchResponse,
@@ -32,10 +32,10 @@ async def classify(request: Request, body: SentimentRequest, services: ServicesD
                     body.text, timeout_s=timeout_s(request, services.timeout_s)
                 )
         except ServiceError as error:
-            services.metrics.observe_refusal(error)
+            services.metrics.observe_unanswered(problem_name(error))
             lease.answered([body.text], [error])
             raise
-        services.metrics.observe_outcome(classified)
+        services.metrics.observe_answer(classified)
         lease.answered([body.text], [classified])
         return SentimentResponse.by(ModelName.of(lease.model.manifest), classified)
 
@@ -53,10 +53,13 @@ async def classify_batch(request: Request, body: BatchRequest, services: Service
                     body.texts, timeout_s=timeout_s(request, services.batch_timeout_s)
                 )
         except ServiceError as error:
-            services.metrics.observe_refusal(error, len(body.texts))
+            services.metrics.observe_unanswered(problem_name(error), len(body.texts))
             raise
         for outcome in outcomes:
-            services.metrics.observe_outcome(outcome)
+            if isinstance(outcome, ServiceError):
+                services.metrics.observe_unanswered(problem_name(outcome))
+            else:
+                services.metrics.observe_answer(outcome)
         lease.answered(body.texts, outcomes)
         return BatchResponse(
             results=[
