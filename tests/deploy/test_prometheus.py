@@ -38,7 +38,7 @@ def unmet(expression: str, exposed: list[Series]) -> list[str]:
 
 
 def _is_met(selector: Selector, exposed: list[Series]) -> bool:
-    if selector.name in RECORDED | EXPECTED | {"up"}:
+    if selector.name in RECORDED | EXPECTED | {"up", "ALERTS"}:  # the last two are made by Prometheus
         return True
     excused = [matcher.name for matcher in selector.matchers if matcher.value in ELSEWHERE.get(matcher.name, ())]
     # Prometheus adds these to whatever it scrapes.

@@ -1,0 +1,192 @@
+"""Dashboards: each panel asks for what a server exposes, and a real Prometheus answers it."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+import pytest
+import yaml
+
+from tests.deploy.conftest import visit
+from tests.deploy.promql import Series, selectors
+from tests.deploy.test_prometheus import EXPECTED, PROMETHEUS, RECORDED, RULES, unmet
+from tests.live.served import ROOT, RunningServer
+
+GRAFANA: Final = ROOT / "deploy" / "grafana"
+DASHBOARDS: Final = {
+    file.name: json.loads(file.read_text(encoding="utf-8")) for file in GRAFANA.glob("dashboards/*.json")
+}
+_VARIABLES: Final = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
+
+
+class Query(NamedTuple):
+    panel: str
+    expression: str
+    legend: str
+
+
+def _filled(expression: str) -> str:
+    """Return `expression` with Grafana's variables replaced, as Grafana does with all instances chosen."""
+    for variable, value in _VARIABLES.items():
+        expression = expression.replace(variable, value)
+    assert "$" not in expression
+    return expression
+
+
+QUERIES: Final = [
+    Query(panel["title"], _filled(target["expr"]), target["legendFormat"])
+    for dashboard in DASHBOARDS.values()
+    for panel in dashboard["panels"]
+    for target in panel.get("targets", ())
+]
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.panel}: {query.legend}")
+def test_a_panel_asks_for_series_that_a_server_exposes(query: Query, exposed: list[Series]) -> None:
+    assert unmet(query.expression, exposed) == []
+
+
+def test_annotations_and_variables_ask_for_series_that_a_server_exposes(exposed: list[Series]) -> None:
+    names = {series.name for series in exposed}
+    for dashboard in DASHBOARDS.values():
+        for annotation in dashboard["annotations"]["list"]:
+            assert unmet(_filled(annotation["expr"]), exposed) == []
+        queries = [each["definition"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
+        assert len(queries) == 2
+        for query in queries:
+            found = re.fullmatch(r"label_values\((\w+)(?:{.*})?, (\w+)\)", query)
+            assert found is not None
+            assert found[1] in names
+
+
+def test_every_recorded_series_is_used() -> None:
+    expressions = [rule["expr"] for rule in RULES] + [query.expression for query in QUERIES]
+    assert {selector.name for expression in expressions for selector in selectors(expression)} >= RECORDED
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_have_a_place_of_their_own_and_the_chosen_data_source(name: str) -> None:
+    panels = DASHBOARDS[name]["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [panel["gridPos"] for panel in panels]
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+    for one, other in combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or above
+    for panel in panels:
+        for each in (panel, *panel["targets"]) if panel["type"] != "row" else ():
+            assert each["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_dashboards_are_told_apart() -> None:
+    assert len({dashboard["uid"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) == 2
+
+
+def test_the_data_source_chosen_at_first_is_the_provisioned_one() -> None:
+    (source,) = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    for dashboard in DASHBOARDS.values():
+        assert dashboard["templating"]["list"][0]["current"]["value"] == source["uid"]
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    visited: RunningServer, program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """A real Prometheus that watches the server closely, by our rules."""
+    binary, directory = program("prometheus"), tmp_path_factory.mktemp("prometheus")
+    for name in ("recording.yml", "alerts.yml"):
+        rules = yaml.safe_load((PROMETHEUS / name).read_text(encoding="utf-8"))
+        for group in rules["groups"]:
+            group["interval"] = "1s"
+        (directory / name).write_text(yaml.safe_dump(rules), encoding="utf-8")
+    target = visited.address.removeprefix("http://")
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["recording.yml", "alerts.yml"],
+        "scrape_configs": [{"job_name": "sentiment", "static_configs": [{"targets": [target]}]}],
+    }
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    address = f"127.0.0.1:{_free_port()}"
+    command = [binary, "--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
+    try:
+        with httpx.Client(base_url=f"http://{address}/api/v1", timeout=30) as client:
+            _until(lambda: _answers(client), directory / "log")
+            yield client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _until(condition: Callable[[], bool], log: Path | None = None) -> None:
+    deadline = time.monotonic() + 120  # a processor that others use, too
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text(encoding="utf-8") if log else ""
+        time.sleep(0.2)  # it has no event to wait for
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/query", params={"query": "up"}).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _ask(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
+    response = client.get("/query", params={"query": expression})
+    assert response.status_code == 200, response.text
+    result: list[dict[str, Any]] = response.json()["data"]["result"]
+    return result
+
+
+def test_prometheus_answers_every_panel_with_the_labels_of_its_legend(
+    prometheus: httpx.Client, visited: RunningServer
+) -> None:
+    expected = [query for query in QUERIES if not _waits_for_a_later_server(query.expression)]
+    assert len(expected) >= len(QUERIES) - 1
+    answers: dict[Query, list[dict[str, Any]]] = {}
+
+    def all_answered() -> bool:
+        visit(visited)
+        for query in expected:
+            if not answers.get(query):
+                answers[query] = _ask(prometheus, query.expression)
+        return all(answers.values())
+
+    _until(all_answered)
+    for query, series in answers.items():
+        for label in re.findall(r"{{(\w+)}}", query.legend):
+            assert all(each["metric"].get(label) for each in series), query
+
+
+def _waits_for_a_later_server(expression: str) -> bool:
+    asked = {selector.name for selector in selectors(expression)}
+    return any(
+        EXPECTED & {each.name for each in selectors(rule["expr"])} for rule in RULES if rule.get("record") in asked
+    )
+
+
+def test_prometheus_evaluates_every_rule(prometheus: httpx.Client) -> None:
+    def rules() -> list[dict[str, Any]]:
+        groups = prometheus.get("/rules").json()["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    _until(lambda: all(rule["health"] != "unknown" for rule in rules()))
+    assert [rule for rule in rules() if rule["health"] != "ok"] == []
+    assert len(rules()) == len(RULES)
