@@ -21,6 +21,12 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 
+bundle_cli = typer.Typer(help="Look into a bundle, or prove it.", no_args_is_help=True, rich_markup_mode=None)
+cli.add_typer(bundle_cli, name="bundle")
+
+_Bundle = Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)]
+_Provider = Annotated[Literal["auto", "cuda", "openvino", "cpu"], typer.Option(help="Execution provider.")]
+_Precision = Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic.")]
 _Data = Annotated[Path, typer.Option(help="Directory with the data files that the recipe names.", file_okay=False)]
 
 
@@ -44,7 +50,7 @@ def _log_to_stderr(level: str = "info") -> None:
     configure_logging(level=level, style="auto", stream=sys.stderr)
 
 
-@cli.command()
+@cli.command(short_help="Serve the REST API.")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on, over SENTIMENT_SERVER__HOST.")] = None,
     port: Annotated[
@@ -87,7 +93,50 @@ def serve(
         sys.exit(1)
 
 
-@cli.command()
+@cli.command(short_help="Check what serving needs here, and say what to fix.")
+def doctor() -> None:
+    """Check what serving needs here, and say what to fix; exit with 1 if anything is.
+
+    Reads the settings as `serve` does, so run it in the same environment, when nothing listens on the port yet.
+    """
+    from app.doctor import diagnose
+
+    _log_to_stderr("error")
+    well = True
+    for finding in diagnose():
+        print(finding.render(), flush=True)
+        well = well and finding.fix is None
+    if not well:
+        sys.exit(1)
+
+
+@bundle_cli.command()
+def inspect(bundle: _Bundle) -> None:
+    """Print what a bundle holds and where it comes from."""
+    from app.bundles import render_bundle
+    from app.inference.bundle import open_bundle
+
+    print(render_bundle(open_bundle(bundle)))
+
+
+@bundle_cli.command(short_help="Check its files and its golden texts.")
+def verify(bundle: _Bundle, provider: _Provider = "auto", precision: _Precision = "auto") -> None:
+    """Check every file of a bundle against its checksum, and every golden text against its recorded answer."""
+    from app.bundles import prove_bundle
+    from app.inference.bundle import open_bundle
+    from app.inference.processor import usable_threads
+
+    _log_to_stderr("warning")
+    opened = open_bundle(bundle)
+    proof = prove_bundle(opened, provider=provider, precision=precision, threads=usable_threads())
+    placement = asyncio.run(proof)
+    print(
+        f"{opened.manifest.name} {opened.manifest.version}: {len(opened.manifest.files)} files as recorded, "
+        f"{len(opened.golden)} golden texts answered as recorded on {placement.provider} in {placement.precision}"
+    )
+
+
+@cli.command(short_help="Print every setting with its default.")
 def settings() -> None:
     """Print every setting with its default, as a Markdown table."""
     from app.settings import render_settings
@@ -95,7 +144,7 @@ def settings() -> None:
     print(render_settings())
 
 
-@cli.command()
+@cli.command(short_help="Print every option of a recipe with its default.")
 def options() -> None:
     """Print every option of a recipe with its default, as a Markdown table."""
     from app.training.recipe import render_options
@@ -103,7 +152,7 @@ def options() -> None:
     print(render_options())
 
 
-@cli.command()
+@cli.command(short_help="Classify every text of a file.")
 def score(
     file: Annotated[Path, typer.Argument(help="Texts: JSON lines or CSV with a column 'text'.", exists=True)],
     output: Annotated[Path, typer.Option(help="Where to write the answers, as JSON lines.")],
@@ -148,15 +197,15 @@ def export(
     print(export_bundle(model, read_recipe(recipe), output))
 
 
-@cli.command()
+@cli.command(short_help="Measure a bundle as it is served.")
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)],
+    bundle: _Bundle,
     files: Annotated[list[Path], typer.Argument(help="Labelled texts: JSON lines, CSV or Parquet.", exists=True)],
     output: Annotated[
         Path | None, typer.Option(help="Directory to write evaluation.json, .md and .html into.", file_okay=False)
     ] = None,
-    provider: Annotated[Literal["auto", "cuda", "openvino", "cpu"], typer.Option(help="Execution provider.")] = "auto",
-    precision: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic.")] = "auto",
+    provider: _Provider = "auto",
+    precision: _Precision = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Try another window than the bundle's.")] = None,
     head_tokens: Annotated[int | None, typer.Option(help="Try another split of the window.")] = None,
     baselines: Annotated[
@@ -188,9 +237,9 @@ def evaluate(
             (output / f"evaluation.{ending}").write_text(content, encoding="utf-8")
 
 
-@cli.command()
+@cli.command(short_help="Measure other forms of a bundle's model.")
 def variants(
-    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)],
+    bundle: _Bundle,
     files: Annotated[list[Path], typer.Argument(help="Labelled texts: JSON lines, CSV or Parquet.", exists=True)],
     output: Annotated[Path | None, typer.Option(help="Where to write the table, as Markdown.", dir_okay=False)] = None,
 ) -> None:

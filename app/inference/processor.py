@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
+_CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 def usable_threads(cgroup: Path = _CGROUP) -> int:
@@ -31,12 +32,17 @@ def _quota(cgroup: Path) -> float | None:
     return None if limit in ("max", "-1") else int(limit) / int(period)
 
 
-def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
     """Return whether the processor multiplies bfloat16 natively (AMX or AVX-512 on x86-64, Linux only)."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
+    return not processor_flags(cpuinfo).isdisjoint({"amx_bf16", "avx512_bf16"})
+
+
+def processor_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """Return the names of the processor's features, where Linux tells them."""
     try:
-        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
+        lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())

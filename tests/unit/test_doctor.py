@@ -1,0 +1,115 @@
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from app.doctor import Finding, diagnose
+from app.inference.bundle import TOKENIZER
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
+    for variable in os.environ:
+        if variable.upper().startswith("SENTIMENT_"):
+            monkeypatch.delenv(variable)
+    monkeypatch.setenv("SENTIMENT_MODEL__PATH", str(tiny_bundle))
+    monkeypatch.setenv("SENTIMENT_SERVER__PORT", "0")
+
+
+def _findings() -> dict[str, Finding]:
+    return {finding.subject: finding for finding in diagnose()}
+
+
+def _failures() -> list[str]:
+    return [finding.subject for finding in diagnose() if finding.fix]
+
+
+def test_where_all_is_well_nothing_is_to_be_fixed() -> None:
+    findings = _findings()
+    assert [finding for finding in findings.values() if finding.fix] == []
+    assert findings["cpu"].detail == "fp32, 7 golden texts answered as recorded"
+    assert findings["bundle"].detail == "tiny 0.0.1: 3 files as recorded"
+    assert findings["settings"].detail == "from SENTIMENT_SERVER__PORT, SENTIMENT_MODEL__PATH"
+
+
+def test_a_provider_that_nobody_asked_for_may_be_absent() -> None:
+    findings = _findings()
+    missing = "openvino" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cuda"
+    assert findings[missing].absent
+    assert findings[missing].render().startswith("absent  ")
+
+
+def test_a_provider_that_was_asked_for_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "openvino" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cuda"
+    monkeypatch.setenv("SENTIMENT_MODEL__PROVIDER", missing)
+    findings = _findings()
+    assert [finding.subject for finding in findings.values() if finding.fix] == [missing]
+    assert "install the extra" in findings[missing].detail
+    assert "would run" not in findings
+
+
+def test_a_misspelt_setting_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_MODEL__PTAH", "models")
+    *_, last = diagnose()
+    assert last.subject == "settings"
+    assert "did you mean SENTIMENT_MODEL__PATH?" in last.detail
+    assert last.fix
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+def test_a_port_that_is_taken_is_found(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    monkeypatch.setenv("SENTIMENT_SERVER__PORT", str(taken))
+    port = _findings()["port"]
+    assert port.detail == f"127.0.0.1:{taken} cannot be had: Address already in use"
+    assert port.fix == "stop what listens there, or set SENTIMENT_SERVER__PORT"
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+def test_an_address_of_another_machine_is_found(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("SENTIMENT_SERVER__PORT", "8000")
+    monkeypatch.setenv("SENTIMENT_SERVER__HOST", host)
+    assert _findings()["port"].fix == "set SENTIMENT_SERVER__HOST to an address of this machine"
+
+
+def test_more_threads_than_there_are_processors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_MODEL__THREADS", "4096")
+    assert _failures() == ["threads"]
+
+
+def test_a_damaged_bundle_ends_the_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (write_tiny_bundle(tmp_path) / TOKENIZER).write_text("{}")
+    monkeypatch.setenv("SENTIMENT_MODEL__PATH", str(tmp_path))
+    *_, last = diagnose()
+    assert last.subject == "bundle"
+    assert "damaged" in last.detail
+    assert last.fix
+
+
+def test_two_wheels_of_onnx_runtime_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for wheel in ("onnxruntime", "onnxruntime_gpu"):
+        record = tmp_path / f"{wheel}-1.0.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {wheel}\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (runtime,) = islice(diagnose(), 1, 2)
+    assert runtime.fix is not None
+    assert runtime.fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
+
+
+def test_that_there_is_no_onnx_runtime_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    (runtime,) = islice(diagnose(), 1, 2)
+    assert (runtime.detail, runtime.fix) == ("not installed", "pip install '.[cpu]', or '.[gpu]' for an NVIDIA GPU")
