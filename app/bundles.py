@@ -6,7 +6,7 @@ from typing import Literal
 from app.inference.bundle import Bundle
 from app.inference.engine import Engine
 from app.inference.health import ModelHealth
-from app.inference.session import Placement, Precision, Provider, open_model
+from app.inference.session import Gpu, Placement, Precision, Provider, open_model
 from app.inference.tokenizer import Tokenizer
 
 
@@ -41,6 +41,7 @@ async def prove_bundle(
     provider: Provider | Literal["auto"],
     precision: Precision | Literal["auto"],
     threads: int,
+    gpu: Gpu | None = None,
 ) -> Placement:
     """Answer the golden texts, alone and together, as serving does; return where the model ran.
 
@@ -49,7 +50,12 @@ async def prove_bundle(
     """
     manifest = bundle.manifest
     model = await asyncio.to_thread(
-        open_model, bundle.model_file, provider=provider, precision=precision, threads=threads
+        open_model,
+        bundle.model_file,
+        provider=provider,
+        precision=precision,
+        threads=threads,
+        gpu=gpu or Gpu(half=bundle.half_file, columns=manifest.max_tokens),
     )
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     async with Engine(model, pad_id=manifest.pad_id, heads=manifest.heads.sizes, longest=manifest.max_tokens) as engine:

@@ -120,17 +120,22 @@ def _port(server: Server) -> Finding:
 def _providers(settings: Settings, bundle: Bundle) -> Iterator[Finding]:
     """Run the golden texts on each provider; fail if the one that the settings ask for does not come up."""
     from app.bundles import prove_bundle  # noqa: PLC0415 (loads ONNX Runtime, which may not be there)
+    from app.wiring import gpu_of  # noqa: PLC0415 (likewise)
 
     asked = settings.model.provider
-    providers: tuple[Literal["cuda", "openvino", "cpu"], ...] = ("cuda", "openvino", "cpu")
+    providers: list[Literal["cuda", "tensorrt", "openvino", "cpu"]] = ["cuda", "openvino", "cpu"]
+    if asked == "tensorrt":  # compiles for minutes
+        providers.insert(1, asked)
+    gpu = gpu_of(settings, bundle)
     chosen = None
     for provider in providers:
         precision = settings.model.precision if provider == asked else "auto"
         threads = settings.model.threads or usable_threads()
         try:
-            placement = asyncio.run(prove_bundle(bundle, provider=provider, precision=precision, threads=threads))
+            proof = prove_bundle(bundle, provider=provider, precision=precision, threads=threads, gpu=gpu)
+            placement = asyncio.run(proof)
         except StartupError as error:
-            reason = f"{_driver()}; {error}" if provider == "cuda" else str(error)
+            reason = f"{_driver()}; {error}" if provider in ("cuda", "tensorrt") else str(error)
             fix = "do as it says, or set SENTIMENT_MODEL__PROVIDER to auto" if provider == asked else None
             yield Finding(provider, reason, fix, absent=True)
         else:

@@ -58,13 +58,20 @@ class Model(_Group):
 
     path: Path = Path("models/e5-zh-sentiment/2.1.0")
     """Directory of the bundle to serve."""
-    provider: Literal["auto", "cuda", "openvino", "cpu"] = "auto"
+    provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
     """Execution provider; `auto` takes the first of CUDA, OpenVINO and CPU that comes up, any other stops the start if
     it does not."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic; `auto` takes bf16 where provider and processor have it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic; `auto` takes bf16 on a processor that has it, and fp16 on TensorRT, and on CUDA if the bundle has a
+    file for it."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Processor threads of the model; 0 takes what affinity and container quota allow."""
+    gpu_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """Limit of what ONNX Runtime allocates on a GPU, and of what TensorRT may use to compile; 0 sets none."""
+    cuda_graphs: bool = False
+    """Record a CUDA graph for each shape of a batch and replay it, which launches a run at once."""
+    engine_cache: Path = Path("build/tensorrt")
+    """Directory where TensorRT keeps what it compiled for the next start."""
 
 
 class Batching(_Group):

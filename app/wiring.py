@@ -12,13 +12,13 @@ import structlog
 from app.cache.memory import MemoryCache
 from app.domain.intake import TextLimits
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchPolicy
-from app.inference.bundle import open_bundle
+from app.inference.bundle import Bundle, open_bundle
 from app.inference.classifier import Classifier, SentimentCache
 from app.inference.engine import Engine, Probabilities
 from app.inference.health import ModelHealth
 from app.inference.processor import usable_threads
 from app.inference.served import ServedModel
-from app.inference.session import open_model
+from app.inference.session import Gpu, open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.rollout import Rollout
 from app.services import Services
@@ -63,6 +63,18 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
 
 
+def gpu_of(settings: Settings, bundle: Bundle) -> Gpu:
+    """Return what the settings let this bundle use of a GPU."""
+    return Gpu(
+        half=bundle.half_file,
+        memory_bytes=settings.model.gpu_memory_bytes,
+        graphs=settings.model.cuda_graphs,
+        engines=settings.model.engine_cache,
+        rows=settings.batching.max_items,
+        columns=bundle.manifest.max_tokens,
+    )
+
+
 @asynccontextmanager
 async def _open_model(
     directory: Path, settings: Settings, cache: SentimentCache, observe: Callable[[BatchEvent], None]
@@ -78,6 +90,7 @@ async def _open_model(
         precision=settings.model.precision,
         threads=settings.model.threads or usable_threads(),
         streams=settings.batching.workers or None,
+        gpu=gpu_of(settings, bundle),
     )
     tokenizer = Tokenizer(bundle.tokenizer_file, max_tokens=manifest.max_tokens, head_tokens=manifest.head_tokens)
     health = ModelHealth(bundle.golden, tokenizer, manifest.heads.columns)

@@ -16,6 +16,7 @@ from app.domain.labels import Heads
 
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
+HALF: Final = "model.fp16.onnx"  # the same in half precision, for CUDA; a bundle may have it
 TOKENIZER: Final = "tokenizer.json"
 GOLDEN: Final = "golden.json"
 
@@ -99,6 +100,11 @@ class Bundle:
     def model_file(self) -> Path:
         """The ONNX file."""
         return self.directory / MODEL
+
+    @property
+    def half_file(self) -> Path | None:
+        """The ONNX file that computes in half precision, if the bundle has one."""
+        return self.directory / HALF if HALF in self.manifest.files else None
 
     @property
     def tokenizer_file(self) -> Path:

@@ -78,17 +78,21 @@ class Engine:
             raise StartupError(f"the model fails when it is warmed up: {error}") from error
 
     def _measure(self, max_tokens: int) -> CostModel:
+        # In the engine's own threads: ONNX Runtime keeps CUDA's handles and graphs for each thread.
+        def run(batch: Sequence[TokenIds]) -> None:
+            self._threads.submit(self.run_now, batch).result()
+
         measured: list[tuple[int, float]] = []
         for share in _WARM_UP_SHARES:
             tokens = max(8, int(max_tokens * share))
             columns = self.columns(min(self._longest, int(tokens**0.5) * 2))
             batch = [(self._pad_id,) * columns] * max(1, tokens // columns)
-            self.run_now(batch)  # the first run of a shape compiles
+            run(batch)  # the first run of a shape compiles
             started = time.perf_counter()
-            self.run_now(batch)
+            run(batch)
             measured.append((columns * len(batch), time.perf_counter() - started))
             list(self._threads.map(self.run_now, [batch] * self._workers))
-        self.run_now([(self._pad_id,) * self._longest] * max(1, max_tokens // self._longest))
+        run([(self._pad_id,) * self._longest] * max(1, max_tokens // self._longest))
         return CostModel.fit(measured)
 
     def run_now(self, batch: Sequence[TokenIds]) -> list[Probabilities]:

@@ -13,7 +13,7 @@ from rich.progress import track
 from app.inference.bundle import Bundle, open_bundle
 from app.inference.engine import Engine
 from app.inference.processor import usable_threads
-from app.inference.session import Placement, Precision, Provider, open_model
+from app.inference.session import Gpu, Placement, Precision, Provider, open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
 
 _BATCH_TOKENS = 2_048
@@ -54,6 +54,7 @@ def open_served(
     max_tokens: int | None = None,
     head_tokens: int | None = None,
     streams: int = 1,
+    gpu: Gpu | None = None,
 ) -> Served:
     """Return the bundle in `directory`, opened as the service would, in another window if one is named.
 
@@ -66,7 +67,12 @@ def open_served(
     manifest = bundle.manifest
     window = max_tokens or manifest.max_tokens
     model = open_model(
-        bundle.model_file, provider=provider, precision=precision, threads=usable_threads(), streams=streams
+        bundle.model_file,
+        provider=provider,
+        precision=precision,
+        threads=usable_threads(),
+        streams=streams,
+        gpu=gpu or Gpu(half=bundle.half_file, columns=window),
     )
     return Served(
         bundle,

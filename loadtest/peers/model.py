@@ -1,7 +1,7 @@
 """The model as every peer has it: texts in, labels out. Needs numpy, ONNX Runtime and tokenizers alone.
 
 `PEER_MODEL` names the bundle. `PEER_SESSION` is `documented`, which is ONNX Runtime as it comes, or `ours`, which is
-the OpenVINO provider set up as in app/inference/session.py, so that what differs is the server around it.
+the OpenVINO provider set up as in app/inference/session/openvino.py, so that what differs is the server around it.
 """
 
 import json

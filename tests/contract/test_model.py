@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,26 +13,38 @@ from hypothesis import strategies as st
 from app.inference.bundle import MODEL
 from app.inference.engine import Engine, Model, Probabilities
 from app.inference.processor import has_bf16
-from app.inference.session import Precision, Provider, open_model
+from app.inference.session import BoundModel, Placement, Precision, Provider, open_model
 from app.inference.tokenizer import TokenIds
+from tests.providers import comes_up, cpu_session
 from tests.tiny_bundle import HEADS, MAX_TOKENS, PAD_ID, TinyModel
 
 _OpenModel: TypeAlias = Callable[[Path], Model]
-_TOLERANCE = {"fp32": 1e-5, "bf16": 0.01}
+_TOLERANCE = {"fp32": 1e-5, "fp16": 0.01, "bf16": 0.01}
 
 
 def _on(provider: Provider, precision: Precision) -> _OpenModel:
     return lambda bundle: open_model(bundle / MODEL, provider=provider, precision=precision, threads=1)
 
 
+def _bound(bundle: Path) -> Model:
+    placement = Placement("cpu", "fp32", threads=1, streams=1)
+    return BoundModel(cpu_session(bundle / MODEL), placement, device="cpu", rows=32)
+
+
 def _models() -> dict[str, _OpenModel]:
-    models: dict[str, _OpenModel] = {"numpy fp32": lambda _: TinyModel(), "cpu fp32": _on("cpu", "fp32")}
+    models: dict[str, _OpenModel] = {
+        "numpy fp32": lambda _: TinyModel(),
+        "cpu fp32": _on("cpu", "fp32"),
+        "bound fp32": _bound,
+    }
     if find_spec("onnxruntime_ep_openvino") is not None:
         models["openvino fp32"] = _on("openvino", "fp32")
         if has_bf16():
             models["openvino bf16"] = _on("openvino", "bf16")
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if comes_up("cuda"):
         models["cuda fp32"] = _on("cuda", "fp32")
+    if comes_up("tensorrt"):
+        models |= {f"tensorrt {precision}": _on("tensorrt", precision) for precision in ("fp32", "fp16", "bf16")}
     return models
 
 

@@ -3,11 +3,12 @@ import re
 import socket
 from pathlib import Path
 
-import onnxruntime
 import pytest
 
 from app.inference.bundle import GOLDEN, MODEL, TOKENIZER
+from app.inference.session import Provider
 from tests.live.served import run_command
+from tests.providers import is_built_in
 from tests.tiny_bundle import HEADS, seal, tiny_onnx, write_tiny_bundle
 
 
@@ -68,12 +69,13 @@ def test_a_bundle_with_a_broken_tokenizer_is_not_served(tmp_path: Path) -> None:
     assert TOKENIZER in _reason(seal(tmp_path))
 
 
-def test_a_provider_that_is_not_there_says_what_to_install(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_there_says_what_to_install(tiny_bundle: Path, provider: Provider) -> None:
     # No environment has both: each comes with the extra that excludes the other's.
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if is_built_in(provider):
         assert "install the extra [cpu]" in _reason(tiny_bundle, MODEL__PROVIDER="openvino")
     else:
-        assert "install the extra [gpu]" in _reason(tiny_bundle, MODEL__PROVIDER="cuda")
+        assert "install the extra [gpu]" in _reason(tiny_bundle, MODEL__PROVIDER=provider)
 
 
 def test_a_port_that_is_taken_stops_the_start(tiny_bundle: Path) -> None:

@@ -2,7 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import onnxruntime
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from app.domain.errors import StartupError
 from app.inference.bundle import MODEL
 from app.inference.processor import has_bf16
-from app.inference.session import OnnxModel, Placement, open_model
+from app.inference.session import OnnxModel, Placement, Provider, open_model
+from tests.providers import comes_up, is_built_in
 from tests.tiny_bundle import HEADS, tiny_onnx
 
-_HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 _HAS_OPENVINO = find_spec("onnxruntime_ep_openvino") is not None
 
 
@@ -27,24 +27,40 @@ def test_the_cpu_provider_runs_everywhere(tiny_bundle: Path) -> None:
 
 def test_auto_takes_the_best_provider_installed(tiny_bundle: Path) -> None:
     placement = open_model(tiny_bundle / MODEL, threads=1).placement
-    if not _HAS_CUDA:  # where it is built in, the machine may still lack the card
-        assert placement.provider == ("openvino" if _HAS_OPENVINO else "cpu")
+    assert placement.provider == ("cuda" if comes_up("cuda") else "openvino" if _HAS_OPENVINO else "cpu")
     assert placement.precision == ("bf16" if placement.provider == "openvino" and has_bf16() else "fp32")
 
 
-def test_a_provider_that_is_not_installed_names_the_extra_to_install(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_installed_names_the_extra_to_install(tiny_bundle: Path, provider: Provider) -> None:
     # No environment has both: each comes with the extra that excludes the other's.
-    if _HAS_CUDA:
+    if is_built_in(provider):
         with pytest.raises(StartupError, match=r"install the extra \[cpu\]"):
             open_model(tiny_bundle / MODEL, provider="openvino", threads=1)
     else:
-        with pytest.raises(StartupError, match=r"install the extra \[gpu\] instead of \[cpu\]"):
-            open_model(tiny_bundle / MODEL, provider="cuda", threads=1)
+        with pytest.raises(
+            StartupError, match=rf"no provider {provider}: install the extra \[gpu\] instead of \[cpu\]"
+        ):
+            open_model(tiny_bundle / MODEL, provider=provider, threads=1)
 
 
-def test_bf16_is_refused_on_the_cpu_provider(tiny_bundle: Path) -> None:
-    with pytest.raises(StartupError, match="CPU provider has fp32 only"):
-        open_model(tiny_bundle / MODEL, provider="cpu", precision="bf16", threads=1)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_cpu_provider_refuses_less_than_full_precision(
+    tiny_bundle: Path, precision: Literal["bf16", "fp16"]
+) -> None:
+    with pytest.raises(StartupError, match=f"precision {precision} asked for, but .* CPU provider has fp32 only"):
+        open_model(tiny_bundle / MODEL, provider="cpu", precision=precision, threads=1)
+
+
+@pytest.mark.skipif(not _HAS_OPENVINO, reason="the OpenVINO provider is not installed")
+def test_openvino_refuses_fp16(tiny_bundle: Path) -> None:
+    with pytest.raises(StartupError, match="fp16 is for GPUs; on OpenVINO use bf16 or fp32"):
+        open_model(tiny_bundle / MODEL, provider="openvino", precision="fp16", threads=1)
+
+
+def test_a_precision_that_no_provider_has_is_refused_with_the_reason_of_each(tiny_bundle: Path) -> None:
+    with pytest.raises(StartupError, match=r"no provider comes up: cuda: .*; openvino: .*; cpu: .*fp32 only"):
+        open_model(tiny_bundle / MODEL, precision="fp16", threads=1)
 
 
 @pytest.mark.parametrize("provider", ["auto", "cpu"])
