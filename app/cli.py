@@ -21,12 +21,14 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 
-bundle_cli = typer.Typer(help="Look into a bundle, or prove it.", no_args_is_help=True, rich_markup_mode=None)
+bundle_cli = typer.Typer(
+    help="Look into a bundle, prove it, or add to it.", no_args_is_help=True, rich_markup_mode=None
+)
 cli.add_typer(bundle_cli, name="bundle")
 
 _Bundle = Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)]
-_Provider = Annotated[Literal["auto", "cuda", "openvino", "cpu"], typer.Option(help="Execution provider.")]
-_Precision = Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic.")]
+_Provider = Annotated[Literal["auto", "cuda", "tensorrt", "openvino", "cpu"], typer.Option(help="Execution provider.")]
+_Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Arithmetic.")]
 _Data = Annotated[Path, typer.Option(help="Directory with the data files that the recipe names.", file_okay=False)]
 
 
@@ -134,6 +136,15 @@ def verify(bundle: _Bundle, provider: _Provider = "auto", precision: _Precision 
         f"{opened.manifest.name} {opened.manifest.version}: {len(opened.manifest.files)} files as recorded, "
         f"{len(opened.golden)} golden texts answered as recorded on {placement.provider} in {placement.precision}"
     )
+
+
+@bundle_cli.command(short_help="Add the model in half precision.")
+def half(bundle: _Bundle) -> None:
+    """Add the model in half precision to a bundle, which CUDA then runs in fp16."""
+    from app.training.half import add_half
+
+    _log_to_stderr("warning")
+    print(add_half(bundle))
 
 
 @cli.command(short_help="Print every setting with its default.")

@@ -20,16 +20,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.transformers.optimizer import optimize_model
 from pydantic import BaseModel
 
-from app.domain.errors import CannotProceed, ModelFailure, StartupError
+from app.domain.errors import ModelFailure, StartupError
 from app.domain.rows import BadRow
 from app.inference.bundle import MANIFEST, MODEL, Bundle, open_bundle, record_file
 from app.inference.session import Precision, Provider
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.training.data import Example
 from app.training.export import SMALL
+from app.training.half import FusionFailed, fuse, write_float32
 from app.training.serving import open_served
 
 _CALIBRATION_BATCH: Final = 16
@@ -38,10 +38,6 @@ _ALONE: Final = 300
 _PLACEMENTS: Final[tuple[tuple[Provider, Precision], ...]] = (
     ("openvino", "bf16"), ("openvino", "fp32"), ("cpu", "fp32"), ("cuda", "fp32"),
 )  # fmt: skip
-
-
-class FusionFailed(CannotProceed):
-    """ONNX Runtime did not recognise the transformer."""
 
 
 class VariantFigures(BaseModel):
@@ -172,38 +168,18 @@ def _as_stored(source: Path, target: Path, _: Sequence[TokenIds], __: int) -> No
     shutil.copyfile(source, target)
 
 
-def _float32(source: Path, target: Path, _: Sequence[TokenIds] = (), __: int = 0) -> None:
-    """Fold the casts: float32 weights in the file."""
-    model = onnx.load(source)
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    kept = []
-    for node in graph.node:
-        tensor = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        if tensor is not None and tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), node.output[0]))
-        else:
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept)
-    onnx.save(model, target)
+def _float32(source: Path, target: Path, _: Sequence[TokenIds], __: int) -> None:
+    write_float32(source, target)
 
 
 def _fused(source: Path, target: Path, _: Sequence[TokenIds], __: int) -> None:
     """Fuse with ONNX Runtime's optimizer for BERT; refuse a graph in which it does not find each layer."""
-    _float32(source, target)
-    layers = sum(node.op_type == "Softmax" for node in onnx.load(target).graph.node)
-    optimized = optimize_model(str(target), model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
-    found = optimized.get_fused_operator_statistics()
-    wanted = {"Attention": layers, "BiasGelu": layers, "SkipLayerNormalization": 2 * layers}
-    if not layers or any(found.get(name, 0) < count for name, count in wanted.items()):
-        raise FusionFailed(f"the optimizer fused {found}, expected at least {wanted}")
-    optimized.save_model_to_file(str(target))
+    fuse(source, target.parent).save_model_to_file(str(target))
 
 
 def _weights_in_8_bits(source: Path, target: Path, _: Sequence[TokenIds], __: int) -> None:
     """Store each matrix as 8-bit integers with a scale a column; they become floats again when the model is loaded."""
-    _float32(source, target)
+    write_float32(source, target)
     model = onnx.load(target)
     nodes = []
     for tensor in list(model.graph.initializer):
@@ -227,7 +203,7 @@ def _weights_in_8_bits(source: Path, target: Path, _: Sequence[TokenIds], __: in
 def _static_8_bits(source: Path, target: Path, ids: Sequence[TokenIds], pad_id: int) -> None:
     """Quantise matrix products, weights by column and activations by scales fixed on some of the texts."""
     plain = target.with_suffix(".fp32.onnx")
-    _float32(source, plain)
+    write_float32(source, plain)
     quantize_static(
         str(plain),
         str(target),
