@@ -8,7 +8,7 @@ RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
 TESTS ?= $(wildcard $(DATA)/*.test.jsonl $(DATA)/*.test.jsonl.gz)
 
-.PHONY: run test test-fast lint train bench soak load chaos clean
+.PHONY: run test test-fast lint train bench bench-gpu soak load chaos clean
 
 run: .venv/serve/ready
 	.venv/serve/bin/python -m app serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
@@ -40,6 +40,10 @@ train: .venv/dev/ready
 bench: .venv/load/ready
 	.venv/load/bin/python -m loadtest.bench $(BENCH)
 
+# On a machine with an NVIDIA GPU: BENCH="--provider cuda" measures less.
+bench-gpu: .venv/gpu/ready
+	.venv/gpu/bin/python -m loadtest.bench_gpu $(BENCH)
+
 # Memory over 200,000 requests, about ten minutes.
 soak: .venv/load/ready
 	.venv/load/bin/python -m loadtest.soak
@@ -58,6 +62,7 @@ clean:
 .venv/serve/ready: EXTRAS = cpu
 .venv/fast/ready: EXTRAS = cpu,test
 .venv/load/ready: EXTRAS = cpu,load
+.venv/gpu/ready: EXTRAS = gpu,half,load,test
 .venv/dev/ready: EXTRAS = cpu,test,lint,train
 .venv/%/ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv/$*

@@ -43,6 +43,18 @@ class Load:
     errors: int
 
 
+def find_wrk() -> str:
+    """Return where wrk is.
+
+    Raises:
+        NoLoadGenerator: it is not installed.
+    """
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise NoLoadGenerator("wrk makes the load and is not installed: apt install wrk, or brew install wrk")
+    return wrk
+
+
 def closed_loop(port: int, requests: Sequence[Request], *, connections: int, seconds: int) -> Load:
     """Send `requests`, all to one path and again from the start, over connections that each wait for their answer.
 
@@ -60,9 +72,7 @@ def flood(port: int, requests: Sequence[Request], *, per_s: float, seconds: int)
 
 
 def _wrk(port: int, requests: Sequence[Request], connections: int, seconds: int, *, pause_ms: int = 0) -> Load:
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise NoLoadGenerator("wrk makes the load and is not installed: apt install wrk, or brew install wrk")
+    wrk = find_wrk()
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         if requests[0].body is not None:
             file.write("\n".join(_json(request.body) for request in requests))
