@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.errors import StartupError
@@ -98,12 +98,20 @@ class Batching(_Group):
 
 
 class Cache(_Group):
-    """Answers remembered in this process."""
+    """Answers remembered in this process, and by processes together."""
 
     max_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
-    """Memory for remembered answers; 0 remembers none."""
+    """Memory for answers that this process remembers; 0 remembers none."""
     ttl_s: Seconds = 3_600
-    """How long an answer is remembered."""
+    """How long it remembers an answer."""
+    redis_url: SecretStr = SecretStr("")
+    """A Redis in which processes share their answers; empty shares none."""
+    redis_namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "sentiment"
+    """What every key in Redis begins with."""
+    redis_ttl_s: Seconds = 86_400
+    """How long Redis remembers an answer, more or less by a tenth."""
+    redis_timeout_s: Seconds = 0.05
+    """The longest that a request waits for Redis; then, as whenever Redis fails, its answer is computed."""
 
 
 class Log(_Group):
@@ -153,7 +161,10 @@ def describe_settings() -> dict[str, tuple[str, str]]:
 
 def render_settings() -> str:
     """Return the settings as a Markdown table, which stands in the README."""
-    rows = [f"| `{variable}` | `{default}` | {text} |" for variable, (default, text) in describe_settings().items()]
+    rows = [
+        f"| `{variable}` | {f'`{default}`' if default else ''} | {text} |"
+        for variable, (default, text) in describe_settings().items()
+    ]
     return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
 
 

@@ -1,15 +1,19 @@
 """Where concrete classes meet: settings in, running services out."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
-from app.cache.memory import MemoryCache
+from app.cache.events import CacheEvent
+from app.cache.lookups import Lookups
+from app.cache.memory import ENTRY_BYTES, MemoryCache
 from app.domain.intake import TextLimits
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchPolicy
 from app.inference.bundle import Bundle, open_bundle
@@ -22,11 +26,65 @@ from app.inference.session import Gpu, open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.rollout import Rollout
 from app.services import Services
-from app.settings import Settings
-from app.telemetry.logging import log_batch_failure
+from app.settings import Cache, Settings
+from app.telemetry.logging import log_batch_failure, log_breaker
 from app.telemetry.prometheus import Metrics
 
+if TYPE_CHECKING:
+    from app.cache.redis import RedisCache
+
 _log = structlog.get_logger(__name__)
+
+
+class _Caches:
+    """What remembers answers: one memory for all models, and a view of Redis, if there is one, for each."""
+
+    def __init__(self, settings: Cache, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._memory = MemoryCache(max_bytes=settings.max_bytes, ttl_s=settings.ttl_s)
+        self._shared = Lookups()
+        self._views: list["RedisCache"] = []  # of the models that are loaded, the newest last
+        levels = {"memory": self._memory.lookups}
+        if settings.redis_url.get_secret_value():
+            levels["redis"] = self._shared
+            metrics.watch_redis(
+                breaker=lambda operation: self._views[-1].breakers[operation],
+                waiting=lambda: sum(view.waiting for view in self._views),
+            )
+        metrics.watch_cache(levels=levels, entries=lambda: len(self._memory), entry_bytes=ENTRY_BYTES)
+
+    @asynccontextmanager
+    async def open(self, heads: Heads, fingerprint: str) -> AsyncIterator[SentimentCache]:
+        """Yield what remembers the answers of the model with this `fingerprint`."""
+        url = self._settings.redis_url.get_secret_value()
+        if not url:
+            yield self._memory
+            return
+        # The library takes 6 MiB that a service without Redis need not have.
+        from app.cache.entry import EntryFormat  # noqa: PLC0415
+        from app.cache.redis import CONNECTIONS, RedisCache  # noqa: PLC0415
+        from app.cache.redis_client import open_client  # noqa: PLC0415
+        from app.cache.tiered import TieredCache  # noqa: PLC0415
+
+        async with RedisCache(
+            open_client(url, connections=CONNECTIONS, timeout_s=self._settings.redis_timeout_s),
+            EntryFormat(heads),
+            prefix=f"{self._settings.redis_namespace}:{fingerprint[:8]}:".encode(),
+            ttl_s=self._settings.redis_ttl_s,
+            timeout_s=self._settings.redis_timeout_s,
+            lookups=self._shared,
+            observe=self._observe,
+        ) as redis:
+            self._views.append(redis)
+            try:
+                yield TieredCache(self._memory, redis)
+            finally:
+                self._views.remove(redis)
+
+    def _observe(self, event: CacheEvent) -> None:
+        self._metrics.observe_cache(event)
+        log_breaker(event)
 
 
 @asynccontextmanager
@@ -37,7 +95,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         StartupError: the service cannot run as the settings ask.
     """
     metrics = Metrics()
-    cache = MemoryCache(max_bytes=settings.cache.max_bytes, ttl_s=settings.cache.ttl_s)
+    caches = _Caches(settings.cache, metrics)
 
     def observe(event: BatchEvent) -> None:
         metrics.observe_batch(event)
@@ -46,7 +104,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             models.doubt()
 
     models = Rollout(
-        lambda directory: _open_model(directory, settings, cache, observe),
+        lambda directory: _open_model(directory, settings, caches, observe),
         settings.model.path,
         observe=metrics.observe_rollout,
         activated=partial(metrics.describe, requested=settings.model.provider),
@@ -77,7 +135,7 @@ def gpu_of(settings: Settings, bundle: Bundle) -> Gpu:
 
 @asynccontextmanager
 async def _open_model(
-    directory: Path, settings: Settings, cache: SentimentCache, observe: Callable[[BatchEvent], None]
+    directory: Path, settings: Settings, caches: _Caches, observe: Callable[[BatchEvent], None]
 ) -> AsyncIterator[ServedModel]:
     """Load, prove and warm the bundle in `directory`."""
     started = time.perf_counter()
@@ -106,6 +164,10 @@ async def _open_model(
         wait_s=settings.batching.wait_s,
     )
 
+    # One bundle answers a little differently in another arithmetic.
+    arithmetic = f"{bundle.fingerprint} {model.placement.provider} {model.placement.precision}"
+    answers = hashlib.sha256(arithmetic.encode()).hexdigest()
+
     def observe_own(event: BatchEvent) -> None:
         health.observe(event)
         observe(event)
@@ -119,9 +181,12 @@ async def _open_model(
     ) as engine:
         await health.prove(engine)
         cost = await asyncio.to_thread(engine.warm_up, max_tokens=policy.max_tokens)
-        async with Batcher[TokenIds, Probabilities](
-            engine.run, policy, tokens=lambda ids: engine.columns(len(ids)), cost=cost, observe=observe_own
-        ) as batcher:
+        async with (
+            caches.open(manifest.heads, answers) as cache,
+            Batcher[TokenIds, Probabilities](
+                engine.run, policy, tokens=lambda ids: engine.columns(len(ids)), cost=cost, observe=observe_own
+            ) as batcher,
+        ):
             _log.info(
                 "model ready",
                 model=f"{manifest.name}/{manifest.version}",
@@ -144,7 +209,7 @@ async def _open_model(
                     heads=manifest.heads,
                     threshold=manifest.calibration.threshold if manifest.calibration else 0.0,
                     limits=TextLimits(settings.limits.max_characters, settings.limits.max_bytes),
-                    fingerprint=bundle.fingerprint,
+                    fingerprint=answers,
                 ),
                 batcher=batcher,
                 cost=cost,

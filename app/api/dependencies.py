@@ -7,6 +7,7 @@ from typing import Annotated, Final, cast
 from fastapi import Depends, HTTPException, Request
 
 from app.domain.errors import InvalidHeader
+from app.inference.classifier import CacheUse
 from app.services import Services
 
 TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
@@ -36,6 +37,17 @@ def timeout_s(request: Request, longest_s: float) -> float:
     if not (said.isascii() and said.isdecimal() and len(said) <= _MOST_DIGITS and int(said)):
         raise InvalidHeader(f"{TIMEOUT_HEADER} must be a number of milliseconds, 1 or more.")
     return min(int(said) / 1e3, longest_s)
+
+
+def cache_use(request: Request) -> CacheUse:
+    """Return what the client's `Cache-Control` (RFC 9111, section 5.2.1) lets the cache do."""
+    values = request.headers.getlist("cache-control")
+    if not values:
+        return CacheUse.FULL
+    directives = {directive.strip().lower() for value in values for directive in value.split(",")}
+    if "no-store" in directives:
+        return CacheUse.NONE
+    return CacheUse.RENEW if "no-cache" in directives else CacheUse.FULL
 
 
 class while_connected:  # noqa: N801 (reads like the context managers of contextlib)

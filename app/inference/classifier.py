@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar
 
 from app.domain.errors import DeadlineExceeded, InvalidText, ModelFailure, ServiceError
@@ -23,6 +24,14 @@ _CHARACTERS_ON_THE_LOOP = 2_000
 
 _Text = TypeVar("_Text")
 _Done = TypeVar("_Done")
+
+
+class CacheUse(Enum):
+    """What a caller lets the cache do with its texts."""
+
+    FULL = "full"
+    RENEW = "renew"  # answers are computed, and then remembered
+    NONE = "none"
 
 
 class SentimentCache(Protocol):
@@ -71,19 +80,24 @@ class Classifier:
         self._key = bytes.fromhex(fingerprint)
         self._flights: SingleFlight[bytes, Probabilities] = SingleFlight()
 
-    async def classify(self, text: str, *, timeout_s: float) -> Classified:
+    async def classify(self, text: str, *, timeout_s: float, cache_use: CacheUse = CacheUse.FULL) -> Classified:
         """Return the answer to `text`.
 
         Raises:
             ServiceError: the text is invalid, or the service cannot answer.
         """
-        (outcome,) = await self.classify_many([text], timeout_s=timeout_s, lane=Lane.INTERACTIVE)
+        (outcome,) = await self.classify_many([text], timeout_s=timeout_s, lane=Lane.INTERACTIVE, cache_use=cache_use)
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
 
     async def classify_many(
-        self, texts: Sequence[object], *, timeout_s: float | None, lane: Lane = Lane.BULK
+        self,
+        texts: Sequence[object],
+        *,
+        timeout_s: float | None,
+        lane: Lane = Lane.BULK,
+        cache_use: CacheUse = CacheUse.FULL,
     ) -> list[Classified | ServiceError]:
         """Return, in order, an answer for each of `texts` or the error that concerns it alone.
 
@@ -96,7 +110,7 @@ class Classifier:
             async with asyncio.timeout(timeout_s):
                 cleaned = await _off_loop_if_long(texts, self._accept_all)
                 keys = {self._digest(text): text for text in cleaned if isinstance(text, str)}
-                found = await self._find(keys, lane, timeout_s)
+                found = await self._find(keys, lane, timeout_s, cache_use)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
         return [found[self._digest(text)] if isinstance(text, str) else text for text in cleaned]
@@ -117,9 +131,9 @@ class Classifier:
         return hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
 
     async def _find(
-        self, texts: Mapping[bytes, str], lane: Lane, within_s: float | None
+        self, texts: Mapping[bytes, str], lane: Lane, within_s: float | None, cache_use: CacheUse
     ) -> dict[bytes, Classified | ServiceError]:
-        remembered = await self._cache.get_many(list(texts))
+        remembered = await self._cache.get_many(list(texts)) if cache_use is CacheUse.FULL else {}
         found: dict[bytes, Classified | ServiceError] = {
             key: Classified(sentiment, cached=True) for key, sentiment in remembered.items()
         }
@@ -143,7 +157,8 @@ class Classifier:
                 found[key] = Classified(sentiment, cached=False)
             else:
                 found[key] = outcome if isinstance(outcome, ServiceError) else ModelFailure(str(outcome))
-        await self._cache.put_many(computed)
+        if cache_use is not CacheUse.NONE:
+            await self._cache.put_many(computed)
         return found
 
 

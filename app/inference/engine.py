@@ -17,7 +17,9 @@ from app.domain.errors import ModelFailure, StartupError
 from app.inference.cost import CostModel
 from app.inference.tokenizer import TokenIds
 
-Probabilities: TypeAlias = tuple[float, ...]  # in the order of the logits; those of each head sum to 1
+# In the order of the logits; those of each head sum to 1. Each is a float32, as logits are: whoever remembers an answer
+# needs four bytes for a number, and gives back the very same.
+Probabilities: TypeAlias = tuple[float, ...]
 
 _COLUMNS = 8  # widths are multiples of this
 _WARM_UP_SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the largest batch
@@ -116,7 +118,7 @@ class Engine:
         if not np.isfinite(logits).all():
             raise ModelFailure("the model answered with a number that is not finite")
         shares = [_softmax(logits[:, end - size : end]) for size, end in zip(self._heads, self._ends, strict=True)]
-        return [tuple(row) for row in np.concatenate(shares, axis=1).tolist()]
+        return [tuple(row) for row in np.concatenate(shares, axis=1).astype(np.float32).tolist()]
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -7,6 +7,8 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
+from app.cache.breaker import State
+from app.cache.events import BreakerChanged, CacheEvent
 from app.inference.batcher import BatchEvent, BatchFinished
 
 _log = structlog.get_logger(__name__)
@@ -54,6 +56,15 @@ def log_batch_failure(event: BatchEvent) -> None:
     """Write why a batch failed; its callers are only told that it did."""
     if isinstance(event, BatchFinished) and event.error is not None:
         _log.error("batch failed", lane=event.lane.value, items=event.items, reason=str(event.error))
+
+
+def log_breaker(event: CacheEvent) -> None:
+    """Write when Redis falls out of use, and when it is back; probes in between are for the metrics alone."""
+    if isinstance(event, BreakerChanged):
+        if event.before is State.CLOSED:
+            _log.warning("redis is out of use", operation=event.operation.value, reason=event.reason)
+        elif event.after is State.CLOSED:
+            _log.info("redis is in use again", operation=event.operation.value)
 
 
 def _to_json(event: EventDict, **_: object) -> str:

@@ -4,17 +4,21 @@ A class for each question of somebody on call; `Metrics` is all that others see.
 deploy/prometheus and deploy/grafana ask for them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from app.cache.breaker import Breaker, State
+from app.cache.events import CacheEvent, CommandFinished, Operation, WritesDropped
+from app.cache.lookups import Lookups
 from app.domain.sentiment import most_probable
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchStarted, Lane, RefusalReason, Refused
 from app.inference.classifier import Classified
@@ -22,6 +26,7 @@ from app.inference.served import ServedModel
 
 # Geometric, from what a cache hit takes to the longest deadline.
 _LATENCY_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_REDIS_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _CONFIDENCE: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOKENS: Final = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -137,9 +142,87 @@ class _Cache:
             )
         )
         self._hit, self._miss = lookups["hit",], lookups["miss",]
+        self._registry = registry
 
     def observe(self, classified: Classified) -> None:
         (self._hit if classified.cached else self._miss).inc()
+
+    def watch(self, levels: Mapping[str, Lookups], entries: Callable[[], int], entry_bytes: int) -> None:
+        self._registry.register(_CacheLookups(levels))
+        for name, text, value in (
+            ("sentiment_cache_entries", "Answers remembered.", entries),
+            ("sentiment_cache_bytes", "Memory counted for them.", lambda: entries() * entry_bytes),
+        ):
+            Gauge(name, text, ["level"], registry=self._registry).labels("memory").set_function(value)
+
+
+class _CacheLookups:
+    """Reads the counts of each level when it is scraped: counting a remembered answer must cost next to nothing."""
+
+    def __init__(self, levels: Mapping[str, Lookups]) -> None:
+        self._levels = levels
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the one metric (the method that a registry calls)."""
+        family = CounterMetricFamily(
+            "sentiment_cache_level_lookups", "Texts looked up, by level of the cache.", labels=["level", "result"]
+        )
+        for level, lookups in self._levels.items():
+            family.add_metric([level, "hit"], lookups.hits)
+            family.add_metric([level, "miss"], lookups.misses)
+            family.add_metric([level, "unanswered"], lookups.unanswered)
+        return [family]
+
+
+class _Redis:
+    """Whether Redis is in use, how fast it is, and what it fails at."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        breaker: Callable[[Operation], Breaker],
+        waiting: Callable[[], int],
+    ) -> None:
+        self._seconds = Histogram(
+            "sentiment_redis_command_seconds",
+            "Commands that Redis answered, or failed to.",
+            ["operation"],
+            buckets=_REDIS_S,
+            registry=registry,
+        )
+        self._errors = Counter(
+            "sentiment_redis_errors", "Commands that failed.", ["operation", "kind"], registry=registry
+        )
+        self._writes = Counter(
+            "sentiment_redis_writes", "Answers to be written to Redis, by outcome.", ["result"], registry=registry
+        )
+        gauge = Gauge(
+            "sentiment_redis_breaker",
+            "1 for the state of the breaker, 0 for the others.",
+            ["operation", "state"],
+            registry=registry,
+        )
+        for operation in (Operation.READ, Operation.WRITE):
+            for state in State:
+                gauge.labels(operation.value, state.value).set_function(partial(_is_in, breaker, operation, state))
+        Gauge("sentiment_redis_waiting_writes", "Answers that wait to be written.", registry=registry).set_function(
+            waiting
+        )
+
+    def observe(self, event: CacheEvent) -> None:
+        match event:
+            case CommandFinished():
+                self._seconds.labels(event.operation.value).observe(event.duration_s)
+                if event.error is not None:
+                    self._errors.labels(event.operation.value, event.error).inc()
+                if event.operation is Operation.WRITE:
+                    self._writes.labels("failed" if event.error else "written").inc(event.entries)
+            case WritesDropped():
+                self._writes.labels("dropped").inc(event.entries)
+
+
+def _is_in(breaker: Callable[[Operation], Breaker], operation: Operation, state: State) -> float:
+    return float(breaker(operation).state is state)
 
 
 class _Batches:
@@ -254,6 +337,7 @@ class Metrics:
         self._cache = _Cache(registry)
         self._batches = _Batches(registry)
         self._models = _Models(registry)
+        self._redis: _Redis | None = None
 
     def describe(self, model: ServedModel, *, requested: str) -> None:
         """Publish which model answers from now on, and how it runs; `requested` is the provider of the settings."""
@@ -266,6 +350,19 @@ class Metrics:
     def watch(self, batcher: Callable[[], Batcher[Any, Any]]) -> None:
         """Publish how much work waits for the batcher of the active model, read whenever metrics are scraped."""
         self._batches.watch(batcher)
+
+    def watch_cache(self, *, levels: Mapping[str, Lookups], entries: Callable[[], int], entry_bytes: int) -> None:
+        """Publish what the levels of the cache could tell, and what the one in memory holds."""
+        self._cache.watch(levels, entries, entry_bytes)
+
+    def watch_redis(self, *, breaker: Callable[[Operation], Breaker], waiting: Callable[[], int]) -> None:
+        """Publish whether Redis is in use, and how much is still to be written."""
+        self._redis = _Redis(self.registry, breaker, waiting)
+
+    def observe_cache(self, event: CacheEvent) -> None:
+        """Count what happens at Redis."""
+        if self._redis is not None:
+            self._redis.observe(event)
 
     def observe_request(
         self, method: str, route: str, status: int, duration_s: float, *, problem: str | None = None

@@ -1,33 +1,67 @@
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import pytest
 
 from app.cache.memory import MemoryCache
+from app.cache.redis import RedisCache
+from app.cache.tiered import TieredCache
+from app.domain.labels import Heads
 from app.domain.sentiment import Sentiment
 from app.inference.classifier import SentimentCache
+from tests.cache.caches import redis_cache
+from tests.redis_server import RedisServer, running_redis
 
 pytestmark = pytest.mark.anyio
 
-MakeCache = Callable[[], SentimentCache]
-
+# Of float32, as an engine gives them.
 _GOOD = Sentiment(
-    {"negative": 0.1, "neutral": 0.2, "positive": 0.7}, truncated=False, emotions={"happy": 0.9, "angry": 0.1}
+    {"negative": 0.125, "neutral": 0.25, "positive": 0.625}, truncated=False, emotions={"happy": 0.875, "angry": 0.125}
 )
-_BAD = Sentiment({"negative": 0.8, "neutral": 0.15, "positive": 0.05}, truncated=True)
-_UNSURE = Sentiment({"negative": 0.4, "neutral": 0.3, "positive": 0.3}, truncated=False, certain=False)
+_BAD = Sentiment(
+    {"negative": 0.75, "neutral": 0.1875, "positive": 0.0625}, truncated=True, emotions={"happy": 0.25, "angry": 0.75}
+)
+_UNSURE = Sentiment(
+    {"negative": 0.5, "neutral": 0.25, "positive": 0.25},
+    truncated=False,
+    certain=False,
+    emotions={"happy": 0.5, "angry": 0.5},
+)
+_HEADS = Heads(tuple(_GOOD.probabilities), tuple(_GOOD.emotions or ()))
 
 
-# A further cache joins here.
-@pytest.fixture(params=[pytest.param(lambda: MemoryCache(max_bytes=1_000_000, ttl_s=60), id="memory")])
-def cache(request: pytest.FixtureRequest) -> SentimentCache:
-    made: SentimentCache = request.param()
-    return made
+class _WrittenAtOnce(TieredCache):
+    """Two levels that wait until Redis has what it is given."""
+
+    def __init__(self, memory: MemoryCache, redis: RedisCache) -> None:
+        super().__init__(memory, redis)
+        self._shared = redis
+
+    async def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
+        await super().put_many(found)
+        await self._shared.flush()
 
 
-@pytest.fixture(params=[pytest.param(lambda: MemoryCache(max_bytes=0, ttl_s=60), id="memory")])
-def cache_without_room(request: pytest.FixtureRequest) -> SentimentCache:
-    made: SentimentCache = request.param()
-    return made
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "memory and redis", "redis"])
+async def cache(request: pytest.FixtureRequest) -> AsyncIterator[SentimentCache]:
+    memory = MemoryCache(max_bytes=0 if request.param == "redis" else 1_000_000, ttl_s=60)
+    if request.param == "memory":
+        yield memory
+        return
+    server: RedisServer = request.getfixturevalue("redis_server")
+    server.admin.flushall()
+    async with redis_cache(server.url, heads=_HEADS) as redis:
+        yield _WrittenAtOnce(memory, redis)
+
+
+@pytest.fixture
+def cache_without_room() -> SentimentCache:
+    return MemoryCache(max_bytes=0, ttl_s=60)
 
 
 def _key(number: int) -> bytes:
@@ -52,7 +86,7 @@ async def test_certainty_and_emotions_are_remembered(cache: SentimentCache) -> N
     await cache.put_many({_key(1): _GOOD, _key(2): _BAD, _key(3): _UNSURE})
     found = await cache.get_many([_key(1), _key(2), _key(3)])
     assert [found[_key(number)].certain for number in (1, 2, 3)] == [True, True, False]
-    assert [found[_key(number)].emotions for number in (1, 2, 3)] == [{"happy": 0.9, "angry": 0.1}, None, None]
+    assert [found[_key(number)].emotions for number in (1, 2, 3)] == [_GOOD.emotions, _BAD.emotions, _UNSURE.emotions]
 
 
 async def test_only_what_was_asked_for_is_found(cache: SentimentCache) -> None:

@@ -53,7 +53,12 @@ def test_every_known_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in describe_settings():
         monkeypatch.setenv(variable, "\x01")
     # These take any text.
-    unread = {"SENTIMENT_SERVER__HOST", "SENTIMENT_MODEL__PATH", "SENTIMENT_MODEL__ENGINE_CACHE"}
+    unread = {
+        "SENTIMENT_SERVER__HOST",
+        "SENTIMENT_MODEL__PATH",
+        "SENTIMENT_MODEL__ENGINE_CACHE",
+        "SENTIMENT_CACHE__REDIS_URL",
+    }
     with pytest.raises(StartupError) as refusal:
         load_settings()
     assert {line.split(":")[0] for line in str(refusal.value).splitlines()} == describe_settings().keys() - unread

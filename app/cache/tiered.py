@@ -1,0 +1,29 @@
+"""Two levels: this process's memory before a Redis that others share."""
+
+from collections.abc import Mapping, Sequence
+
+from app.cache.memory import MemoryCache
+from app.cache.redis import RedisCache
+from app.domain.sentiment import Sentiment
+
+
+class TieredCache:
+    """Looks in memory, then in Redis; what Redis knows is remembered in memory, too."""
+
+    def __init__(self, memory: MemoryCache, redis: RedisCache) -> None:
+        self._memory = memory
+        self._redis = redis
+
+    async def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Sentiment]:
+        """Return what is remembered of `keys`. Waits for nothing if memory has them all."""
+        found = self._memory.find(keys)
+        if len(found) == len(keys):
+            return found
+        shared = await self._redis.get_many([key for key in keys if key not in found])
+        self._memory.remember(shared)
+        return found | shared
+
+    async def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
+        """Remember `found` in memory now, and in Redis soon."""
+        self._memory.remember(found)
+        self._redis.put_many(found)
