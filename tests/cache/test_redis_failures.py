@@ -214,6 +214,14 @@ async def test_nonsense_is_a_miss(reply: Callable[[bytes], bytes | None]) -> Non
         assert len(happened.errors(Operation.READ)) >= 3
 
 
+async def test_a_command_is_tried_once() -> None:
+    async with fake_server(lambda _: None) as server, redis_cache(server.url) as cache:
+        cache.breakers[Operation.READ].state = State.CLOSED
+        before = server.connections
+        assert await cache.get_many(keys_of(1)) == {}
+        assert server.connections == before + 1
+
+
 @pytest.mark.parametrize("reply", _NONSENSE.values(), ids=_NONSENSE.keys())
 async def test_nonsense_for_a_write_is_counted_and_does_no_harm(reply: Callable[[bytes], bytes | None]) -> None:
     happened = Happened()

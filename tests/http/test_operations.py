@@ -6,6 +6,7 @@ import anyio
 import httpx
 import pytest
 
+from app.cache.memory import ENTRY_BYTES
 from app.inference.batcher import BatchPolicy
 from app.main import create_app
 from tests.http.served import (
@@ -154,6 +155,17 @@ async def test_the_memory_of_the_process_can_be_read(client: httpx.AsyncClient) 
     lines = (await client.get("/metrics")).text.splitlines()
     (memory,) = [line.split()[1] for line in lines if line.startswith("process_resident_memory_bytes ")]
     assert float(memory) > 1e6
+
+
+async def test_lookups_are_counted_by_level(fresh_client: httpx.AsyncClient) -> None:
+    await fresh_client.post("/v1/sentiment", json={"text": "好喜"})
+    await fresh_client.post("/v1/sentiment/batch", json={"texts": ["好喜", "差烂", "差烂"]})
+    counts = await _metrics(fresh_client)
+    assert counts['sentiment_cache_level_lookups_total{level="memory",result="hit"}'] == 1
+    assert counts['sentiment_cache_level_lookups_total{level="memory",result="miss"}'] == 2
+    assert counts['sentiment_cache_entries{level="memory"}'] == 2
+    assert counts['sentiment_cache_bytes{level="memory"}'] == 2 * ENTRY_BYTES
+    assert not any("redis" in name for name in counts)
 
 
 async def test_a_failed_batch_is_counted(fresh_client: httpx.AsyncClient) -> None:

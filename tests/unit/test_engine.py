@@ -1,3 +1,4 @@
+import struct
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
@@ -41,6 +42,14 @@ async def test_rows_come_back_in_order() -> None:
         rows = await engine.run([(2, 0), (0,), (1, 1, 1), (0, 2)])
     assert [row.index(max(row)) for row in rows] == [2, 0, 1, 0]
     assert all(sum(row) == pytest.approx(1) for row in rows)
+
+
+async def test_every_probability_is_a_float32_that_four_bytes_bring_back() -> None:
+    logits = np.random.default_rng(7).normal(0, 8, (50, 9)).astype(np.float32)
+    async with Engine(_Model(lambda *_: logits), pad_id=PAD_ID, heads=(3, 6), longest=64) as engine:
+        rows = await engine.run([(0,)] * 50)
+    assert all(struct.unpack("<9f", struct.pack("<9f", *row)) == row for row in rows)
+    assert all(sum(row[:3]) == pytest.approx(1) == sum(row[3:]) for row in rows)
 
 
 async def test_short_rows_are_padded_behind_and_masked() -> None:
