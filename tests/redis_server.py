@@ -45,12 +45,25 @@ def free_port(port: int = 0) -> int:
         return int(taken.getsockname()[1])
 
 
+class NotStarted(Exception):
+    """A server has ended before it answered."""
+
+
 class RedisServer:
     """A Redis on `port` of this machine that keeps nothing on disk."""
 
-    def __init__(self, directory: Path, *options: str, port: int | None = None, config: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        port: int | None = None,
+        config: Path | None = None,
+        certificates: Path | None = None,
+    ) -> None:
         self.port = port or free_port()
-        self.admin: Any = redis.Redis(port=self.port, socket_timeout=_START_S, retry=Retry(NoBackoff(), 0))
+        tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(certificates / "ca.pem")} if certificates else {}
+        self.admin: Any = redis.Redis(port=self.port, socket_timeout=_START_S, retry=Retry(NoBackoff(), 0), **tls)
+        self._certificates = certificates
         self._directory = directory
         self._options = [*([str(config)] if config else []), *options]
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,8 +77,13 @@ class RedisServer:
         return f"redis://{self.address}"
 
     def start(self) -> None:
-        """Start it, empty, and wait until it answers."""
-        with (self._directory / f"redis-{self.port}.log").open("ab") as log:
+        """Start it, empty, and wait until it answers.
+
+        Raises:
+            NotStarted: it has ended, instead; the message is what it wrote.
+        """
+        file = self._directory / f"redis-{self.port}.log"
+        with file.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 (found above)
                 [find_redis_server(), *self._arguments()], stdout=log, stderr=log, cwd=self._directory
             )
@@ -77,13 +95,22 @@ class RedisServer:
                 return
             except redis.ConnectionError:
                 if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise
+                    raise NotStarted(file.read_text()) from None
                 time.sleep(0.01)
             else:
                 return
 
     def _arguments(self) -> list[str]:
         ours = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "repl-diskless-sync-delay": "0"}
+        if self._certificates is not None:
+            files = {f"tls-{name}-file": f"{self._certificates}/{name}.pem" for name in ("cert", "key")}
+            ours |= {
+                "port": "0",
+                "tls-port": str(self.port),
+                "tls-ca-cert-file": f"{self._certificates}/ca.pem",
+                **files,
+            }
+            ours |= {"tls-auth-clients": "no", "tls-replication": "yes", "tls-cluster": "yes"}
         return [*self._options, *(word for name, value in ours.items() for word in (f"--{name}", value))]
 
     def kill(self) -> None:
@@ -119,10 +146,14 @@ class RedisServer:
 
 @contextmanager
 def running_redis(
-    directory: Path, *options: str, port: int | None = None, config: Path | None = None
+    directory: Path,
+    *options: str,
+    port: int | None = None,
+    config: Path | None = None,
+    certificates: Path | None = None,
 ) -> Iterator[RedisServer]:
-    """Start a Redis with `options` of its command line, and the file `config`."""
-    server = RedisServer(directory, *options, port=port, config=config)
+    """Start a Redis with `options` of its command line and the file `config`; with `certificates` it speaks TLS."""
+    server = RedisServer(directory, *options, port=port, config=config, certificates=certificates)
     server.start()
     try:
         yield server

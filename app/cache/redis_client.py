@@ -6,6 +6,7 @@ that is cancelled takes its connection with it, so that no late answer meets a l
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
@@ -30,17 +31,30 @@ _URL: Final = re.compile(
     r"(?:(?P<credentials>[^/?#\s]*)@)?(?P<hosts>[^/?#@\s]*)(?P<path>[^?#\s]*)(?P<query>(?:\?[^#\s]*)?)"
 )
 _PATHS: Final = {None: r"/?(?P<db>\d*)", "sentinel": r"/(?P<service>[^/]+)(?:/(?P<db>\d*))?", "cluster": r"/?"}
+_PORTS: Final = {None: 6379, "sentinel": 26379, "cluster": 6379}
 _TLS_OPTIONS: Final = {
-    "ssl_ca_certs",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_cert_reqs",
-    "ssl_check_hostname",
-    "ssl_min_version",
+    "redis": (),
+    "unix": (),
+    "rediss": (
+        "ssl_ca_certs",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_cert_reqs",
+        "ssl_check_hostname",
+        "ssl_min_version",
+    ),
 }
-_SENTINEL_OPTIONS: Final = {"sentinel_username", "sentinel_password"}
-_PORT: Final = 6379
-_SENTINEL_PORT: Final = 26379
+_SENTINEL_OPTIONS: Final = {None: (), "sentinel": ("sentinel_username", "sentinel_password"), "cluster": ()}
+# RESP2 needs no greeting, and no message comes unasked in it.
+_OURS: Final[dict[str, Any]] = {
+    "protocol": 2,
+    "socket_timeout": None,
+    "socket_connect_timeout": None,
+    "health_check_interval": 0,
+    "retry": Retry(NoBackoff(), 0),
+    "driver_info": None,
+    "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+}
 
 # The nearest class in an error's ancestry counts.
 _KINDS: Final[dict[type[BaseException], str]] = {
@@ -153,73 +167,65 @@ def open_client(url: str, *, connections: int, timeout_s: float) -> RedisClient:
 
 
 def _open(url: str, connections: int, timeout_s: float) -> RedisClient:
-    parts = _matched(_URL, url.strip())
+    place = _parse(url.strip())
+    if place.topology is None:
+        return RedisClient(Redis.from_pool(ConnectionPool(**place.options, **_OURS, max_connections=connections)))
+    ssl = place.options.pop("connection_class", None) is SSLConnection  # these have connections of their own kinds
+    options = {**place.options, "ssl": ssl}
+    if place.topology == "cluster":
+        nodes = [ClusterNode(*address) for address in place.addresses]
+        return RedisClient(RedisCluster(startup_nodes=nodes, max_connections=connections, **options, **_OURS))
+    patience_s = timeout_s / (len(place.addresses) + 1)
+    limits = {"socket_timeout": patience_s, "socket_connect_timeout": patience_s}
+    tls = {name: option for name, option in options.items() if name.startswith("ssl")}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        place.addresses, sentinel_kwargs={**_OURS, **limits, **tls, **place.sentinel_login}
+    )
+    return RedisClient(sentinel.master_for(place.service, max_connections=connections, **options, **_OURS), sentinel)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a URL says."""
+
+    topology: str | None
+    options: dict[str, Any]  # of a connection
+    addresses: Sequence[tuple[str, int]] = ()
+    service: str = ""
+    sentinel_login: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def _parse(url: str) -> _Place:
+    parts = _matched(_URL, url)
     transport, topology, query = parts["transport"], parts["topology"], parts["query"]
-    tls = transport == "rediss"
-    known = {"db"} | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if topology == "sentinel" else set())
+    known = {"db", *_TLS_OPTIONS[transport], *_SENTINEL_OPTIONS[topology]}
     if {name for name, _ in parse_qsl(query[1:], keep_blank_values=True)} - known:
         raise ValueError
-    # RESP2 needs no greeting, and no message comes unasked in it.
-    ours: dict[str, Any] = {
-        "protocol": 2,
-        "socket_timeout": None,
-        "socket_connect_timeout": None,
-        "health_check_interval": 0,
-        "retry": Retry(NoBackoff(), 0),
-        "driver_info": None,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-    }
     if transport == "unix":
         if topology or parts["hosts"] or not parts["path"]:
             raise ValueError
-        return RedisClient(Redis.from_pool(_pool(dict(parse_url(url.strip())), ours, connections)))
-
-    place = _matched(_PATHS[topology], parts["path"])
+        return _Place(None, _tried(dict(parse_url(url))))
+    below = _matched(_PATHS[topology], parts["path"])
     login = "" if parts["credentials"] is None else f"{parts['credentials']}@"
-    nodes = [dict(parse_url(f"{transport}://{login}{host}{query}")) for host in parts["hosts"].split(",")]
-    default = _SENTINEL_PORT if topology == "sentinel" else _PORT
-    addresses = [(str(node.pop("host")), int(str(node.pop("port", default)))) for node in nodes]
+    nodes: list[dict[str, Any]] = [
+        dict(parse_url(f"{transport}://{login}{host}{query}")) for host in parts["hosts"].split(",")
+    ]
+    addresses = [(node.pop("host"), node.pop("port", _PORTS[topology])) for node in nodes]
     options = nodes[0]
-    if place.get("db"):
-        options["db"] = int(place["db"])
+    if below.get("db"):
+        options["db"] = int(below["db"])
     sentinel_login = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    host, port = addresses[0]
-    pool = _pool({**options, "host": host, "port": port}, ours, connections)
     if topology is None:
-        if len(addresses) > 1:
-            raise ValueError
-        return RedisClient(Redis.from_pool(pool))
-
-    options.pop("connection_class", None)
-    tls_options = {"ssl": tls} | {name: option for name, option in options.items() if name in _TLS_OPTIONS}
-    if topology == "cluster":
-        startup = [ClusterNode(*address) for address in addresses]
-        return RedisClient(
-            RedisCluster(startup_nodes=startup, max_connections=connections, **{**options, **tls_options, **ours})
-        )
-    patience_s = timeout_s / (len(addresses) + 1)
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        addresses,
-        sentinel_kwargs={
-            **tls_options,
-            **sentinel_login,
-            **ours,
-            "socket_timeout": patience_s,
-            "socket_connect_timeout": patience_s,
-        },
-    )
-    service = unquote(place["service"])
-    master = sentinel.master_for(service, max_connections=connections, **{**options, **tls_options, **ours})
-    return RedisClient(master, sentinel)
+        ((options["host"], options["port"]),) = addresses
+    return _Place(topology, _tried(options), addresses, unquote(below.get("service", "")), sentinel_login)
 
 
-def _pool(options: dict[str, Any], ours: dict[str, Any], connections: int) -> ConnectionPool:
-    """Return a pool, after trying whether a connection can be made of `options`; no connection is opened."""
-    pool = ConnectionPool(**{**options, **ours, "max_connections": connections})
-    connection = pool.make_connection()  # type: ignore[no-untyped-call]
+def _tried(options: dict[str, Any]) -> dict[str, Any]:
+    """Return `options` after making a connection of them, which opens nothing but the files that they name."""
+    connection = ConnectionPool(**options, **_OURS).make_connection()  # type: ignore[no-untyped-call]
     if isinstance(connection, SSLConnection):
-        connection.ssl_context.get()  # reads the files
-    return pool
+        connection.ssl_context.get()
+    return options
 
 
 def _matched(pattern: str | re.Pattern[str], text: str) -> dict[str, Any]:

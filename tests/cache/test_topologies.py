@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from app.cache.events import BreakerChanged, Operation
 from app.cache.redis import RedisCache
 from tests.cache.caches import Happened, answers, fill, keys_of, redis_cache
 from tests.cache.proxies import fake_server, holding_proxy
-from tests.redis_server import RedisServer, free_port, running_redis
+from tests.redis_server import NotStarted, RedisServer, free_port, running_redis
 
 pytestmark = pytest.mark.anyio
 
@@ -216,6 +217,49 @@ async def test_a_hung_redis_behind_tls_is_a_miss(own_redis: RedisServer, tmp_pat
             proxy.release()
             await happened.until_state(Operation.READ, State.CLOSED)
             assert await cache.get_many(keys_of(1)) == answers(1)
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """A directory of an authority, and a certificate and key for this machine; the server must speak TLS."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    try:
+        with running_redis(tmp_path, certificates=tmp_path):
+            return tmp_path
+    except NotStarted as error:
+        if re.search("Bad directive|TLS support", str(error)):
+            pytest.skip("this server was built without TLS")
+        raise
+
+
+async def test_a_cluster_over_tls_serves_as_well(certificates: Path) -> None:
+    port = _free_cluster_port()
+    with running_redis(certificates, "--cluster-enabled", "yes", port=port, certificates=certificates) as node:
+        node.admin.execute_command("CLUSTER", "ADDSLOTS", *range(_SLOTS))
+        _until(lambda: _cluster_info(node)["cluster_state"] == "ok")
+        async with redis_cache(f"rediss+cluster://{node.address}?ssl_ca_certs={certificates}/ca.pem") as cache:
+            await fill(cache, *_NUMBERS)
+            assert await cache.get_many(keys_of(*_NUMBERS)) == answers(*_NUMBERS)
+
+
+async def test_sentinels_and_their_master_over_tls_serve_as_well(certificates: Path) -> None:
+    config = certificates / "sentinel.conf"
+    with running_redis(certificates, "--requirepass", "right", certificates=certificates) as master:
+        config.write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {master.port} 1\n"
+            "sentinel auth-pass mymaster right\n"
+            "requirepass other\n"
+        )
+        with running_redis(certificates, "--sentinel", config=config, certificates=certificates) as sentinel:
+            url = f"rediss+sentinel://:right@{sentinel.address}/mymaster/2"
+            options = f"?ssl_ca_certs={certificates}/ca.pem&sentinel_password=other"
+            async with redis_cache(url + options) as cache:
+                await fill(cache, 1)
+                assert await cache.get_many(keys_of(1)) == answers(1)
 
 
 async def test_a_unix_socket_serves_as_well() -> None:
