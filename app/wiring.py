@@ -15,6 +15,7 @@ from app.cache.events import CacheEvent
 from app.cache.lookups import Lookups
 from app.cache.memory import ENTRY_BYTES, MemoryCache
 from app.domain.intake import TextLimits
+from app.domain.labels import Heads
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchPolicy
 from app.inference.bundle import Bundle, open_bundle
 from app.inference.classifier import Classifier, SentimentCache
@@ -44,7 +45,7 @@ class _Caches:
         self._metrics = metrics
         self._memory = MemoryCache(max_bytes=settings.max_bytes, ttl_s=settings.ttl_s)
         self._shared = Lookups()
-        self._views: list["RedisCache"] = []  # of the models that are loaded, the newest last
+        self._views: list[RedisCache] = []  # of the models that are loaded, the newest last
         levels = {"memory": self._memory.lookups}
         if settings.redis_url.get_secret_value():
             levels["redis"] = self._shared

@@ -8,7 +8,7 @@ from app.cache.memory import MemoryCache
 from app.domain.intake import TextLimits
 from app.inference.batcher import Batcher, BatchEvent, BatchPolicy
 from app.inference.bundle import open_bundle
-from app.inference.classifier import Classifier
+from app.inference.classifier import Classifier, SentimentCache
 from app.inference.cost import CostModel
 from app.inference.engine import Engine, Model, Probabilities
 from app.inference.health import ModelHealth
@@ -25,6 +25,7 @@ async def serving_model(
     policy: BatchPolicy,
     observe: Callable[[BatchEvent], None] = lambda _: None,
     *,
+    cache: SentimentCache | None = None,
     limits: TextLimits = TextLimits(max_characters=50, max_bytes=120),  # noqa: B008 (frozen)
 ) -> AsyncIterator[ServedModel]:
     """Yield the bundle in `directory` at work, neither proven nor warm, with `model` in the place of its own."""
@@ -50,7 +51,7 @@ async def serving_model(
             classifier=Classifier(
                 tokenizer=tokenizer,
                 batcher=batcher,
-                cache=MemoryCache(max_bytes=0, ttl_s=1),
+                cache=MemoryCache(max_bytes=0, ttl_s=1) if cache is None else cache,
                 heads=manifest.heads,
                 threshold=THRESHOLD,
                 limits=limits,

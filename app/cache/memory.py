@@ -31,7 +31,7 @@ class MemoryCache:
         self.lookups.misses += len(keys) - len(found)
         return found
 
-    def remember(self, found: Mapping[bytes, Sentiment]) -> None:
+    def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
         """Remember `found`."""
         if self._entries.maxsize:
             self._entries.update(found)
@@ -39,7 +39,3 @@ class MemoryCache:
     async def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Sentiment]:
         """Do as `find`."""
         return self.find(keys)
-
-    async def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
-        """Do as `remember`."""
-        self.remember(found)

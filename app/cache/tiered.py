@@ -20,10 +20,10 @@ class TieredCache:
         if len(found) == len(keys):
             return found
         shared = await self._redis.get_many([key for key in keys if key not in found])
-        self._memory.remember(shared)
+        self._memory.put_many(shared)
         return found | shared
 
-    async def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
+    def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
         """Remember `found` in memory now, and in Redis soon."""
-        self._memory.remember(found)
+        self._memory.put_many(found)
         self._redis.put_many(found)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Protocol, TypeVar
 
 from app.domain.errors import DeadlineExceeded, InvalidText, ModelFailure, ServiceError
@@ -17,7 +18,7 @@ from app.domain.sentiment import Sentiment
 from app.inference.batcher import Batcher, Lane
 from app.inference.engine import Probabilities
 from app.inference.single_flight import SingleFlight
-from app.inference.tokenizer import TokenIds, Tokenizer
+from app.inference.tokenizer import TokenIds, TokenizedText, Tokenizer
 
 # Cleaning or tokenising more than this (about 1 ms of work) leaves the event loop for a thread.
 _CHARACTERS_ON_THE_LOOP = 2_000
@@ -35,13 +36,13 @@ class CacheUse(Enum):
 
 
 class SentimentCache(Protocol):
-    """Remembers answers. Neither method ever raises: an outage is a miss."""
+    """Remembers answers. Neither method ever raises: an outage is a miss. Putting delays nobody."""
 
     async def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Sentiment]:
         """Return what is remembered of `keys`."""
         ...
 
-    async def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
+    def put_many(self, found: Mapping[bytes, Sentiment]) -> None:
         """Remember `found`."""
         ...
 
@@ -143,23 +144,38 @@ class Classifier:
         # Refusing must cost little, or an overload feeds on itself: before the tokens are made.
         self._batcher.admit(sum(key not in self._flights for key in missing), lane, within_s=within_s)
         tokenized = await _off_loop_if_long([texts[key] for key in missing], self._tokenizer.encode)
-        outcomes = await self._flights.get_many(
-            missing,
-            lambda indexes: self._batcher.enqueue([tokenized[index].ids for index in indexes], lane, within_s=within_s),
-            self._batcher.hurry if lane is Lane.INTERACTIVE else lambda _: None,
-        )
         computed: dict[bytes, Sentiment] = {}
+
+        def start(indexes: Sequence[int]) -> list[asyncio.Future[Probabilities]]:
+            futures = self._batcher.enqueue([tokenized[index].ids for index in indexes], lane, within_s=within_s)
+            for index, future in zip(indexes, futures, strict=True):
+                future.add_done_callback(partial(self._note, computed, missing[index], tokenized[index]))
+            return futures
+
+        try:
+            outcomes = await self._flights.get_many(
+                missing, start, self._batcher.hurry if lane is Lane.INTERACTIVE else lambda _: None
+            )
+        finally:
+            # Also what came in time for a request that did not end in time.
+            if cache_use is not CacheUse.NONE:
+                self._cache.put_many(computed)
         for key, text, outcome in zip(missing, tokenized, outcomes, strict=True):
             if isinstance(outcome, tuple):
-                polarity, emotions = self._heads.name(outcome)
-                certain = max(polarity.values()) >= self._threshold
-                computed[key] = sentiment = Sentiment(polarity, text.truncated, certain, emotions)
-                found[key] = Classified(sentiment, cached=False)
+                found[key] = Classified(computed.get(key) or self._sentiment(text, outcome), cached=False)
             else:
                 found[key] = outcome if isinstance(outcome, ServiceError) else ModelFailure(str(outcome))
-        if cache_use is not CacheUse.NONE:
-            await self._cache.put_many(computed)
         return found
+
+    def _note(
+        self, computed: dict[bytes, Sentiment], key: bytes, text: TokenizedText, future: asyncio.Future[Probabilities]
+    ) -> None:
+        if not future.cancelled() and future.exception() is None:
+            computed[key] = self._sentiment(text, future.result())
+
+    def _sentiment(self, text: TokenizedText, probabilities: Probabilities) -> Sentiment:
+        polarity, emotions = self._heads.name(probabilities)
+        return Sentiment(polarity, text.truncated, max(polarity.values()) >= self._threshold, emotions)
 
 
 async def _off_loop_if_long(texts: Sequence[_Text], work: Callable[[Sequence[_Text]], list[_Done]]) -> list[_Done]:

@@ -151,7 +151,7 @@ async def test_redis_is_asked_for_what_memory_lacks_alone(redis: RedisServer) ->
     memory = MemoryCache(max_bytes=1_000_000, ttl_s=60)
     async with redis_cache(redis.url) as shared:
         await fill(shared, 2)
-        memory.remember(answers(1))
+        memory.put_many(answers(1))
         assert await TieredCache(memory, shared).get_many(keys_of(1, 2, 3)) == answers(1, 2)
         assert (shared.lookups.hits, shared.lookups.misses) == (1, 1)
 
@@ -159,7 +159,7 @@ async def test_redis_is_asked_for_what_memory_lacks_alone(redis: RedisServer) ->
 async def test_a_hit_in_memory_waits_for_nothing(redis: RedisServer) -> None:
     memory = MemoryCache(max_bytes=1_000_000, ttl_s=60)
     async with redis_cache(redis.url) as shared:
-        memory.remember(answers(1))
+        memory.put_many(answers(1))
         with pytest.raises(StopIteration) as returned:
             TieredCache(memory, shared).get_many(keys_of(1)).send(None)
     assert returned.value.value == answers(1)

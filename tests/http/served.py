@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.domain.intake import TextLimits
 from app.inference.batcher import BatchPolicy
+from app.inference.classifier import SentimentCache
 from app.main import create_app
 from app.rollout import Rollout
 from app.services import Services
@@ -64,21 +65,25 @@ class GatedModel(TinyModel):
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.entered = threading.Event()
+        self.done = threading.Event()
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         self.entered.set()
         if not self.gate.wait(timeout=60):
             raise TimeoutError("nobody opened the gate")
+        self.done.set()
         return super().run(input_ids, attention_mask)
 
 
 @asynccontextmanager
-async def client_of_model(model: GatedModel, directory: Path, policy: BatchPolicy) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of_model(
+    model: GatedModel, directory: Path, policy: BatchPolicy, *, cache: SentimentCache | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of the application with `model` in the place of the one in the bundle at `directory`."""
     metrics = Metrics()
 
     async with Rollout(
-        lambda path: serving_model(path, model, policy, metrics.observe_batch, limits=_LIMITS), directory
+        lambda path: serving_model(path, model, policy, metrics.observe_batch, limits=_LIMITS, cache=cache), directory
     ) as models:
         metrics.watch(lambda: models.active.batcher)
         services = Services(

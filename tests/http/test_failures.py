@@ -8,6 +8,7 @@ import anyio
 import httpx
 import pytest
 
+from app.cache.memory import MemoryCache
 from app.inference.batcher import BatchPolicy
 from app.main import create_app
 from tests.http.served import GatedModel, assert_problem, client_of, client_of_model, small_settings, until
@@ -58,6 +59,29 @@ async def test_a_client_may_ask_for_its_answer_sooner_but_not_later_than_the_set
     async with client_of(create_app(small_settings(tiny_bundle, timeout_s=1e-9))) as client:
         response = await client.post("/v1/sentiment", json={"text": "好"}, headers={"X-Request-Timeout-Ms": "60000"})
         assert_problem(response, 504, "deadline-exceeded")
+
+
+async def test_what_was_computed_for_a_request_that_ended_too_late_is_remembered(tiny_bundle: Path) -> None:
+    model = GatedModel()
+    async with client_of_model(model, tiny_bundle, _TIGHT, cache=MemoryCache(max_bytes=100_000, ttl_s=60)) as client:
+
+        async def one_waits() -> bool:
+            return "sentiment_waiting_texts 1.0" in (await client.get("/metrics")).text
+
+        async def ask_for_two() -> None:
+            headers = {"X-Request-Timeout-Ms": "500"}
+            response = await client.post("/v1/sentiment/batch", json={"texts": ["好", "差"]}, headers=headers)
+            assert_problem(response, 504, "deadline-exceeded")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_for_two)
+            await until(one_waits)
+            model.gate.set()
+            await anyio.to_thread.run_sync(model.done.wait, 30)
+            model.gate.clear()
+        model.gate.set()
+        answers = (await client.post("/v1/sentiment/batch", json={"texts": ["好", "差"]})).json()["results"]
+        assert [answer["cached"] for answer in answers] == [True, False]
 
 
 @pytest.mark.parametrize("said", ["", "soon", "-5", "0", "1.5", "٣", "9" * 400])
