@@ -4,7 +4,6 @@ Each command imports what it needs when it runs, so that `serve` loads neither t
 """
 
 import asyncio
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -58,40 +57,24 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on, over SENTIMENT_SERVER__PORT.", min=0, max=65535)
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Server processes, over SENTIMENT_SERVER__PROCESSES.", min=1)
+    ] = None,
 ) -> None:
     """Serve the REST API until SIGTERM or SIGINT; then answer what was accepted and exit with 0."""
-    import uvicorn
-
-    from app.main import create_app
-    from app.server import DrainingServer
     from app.settings import load_settings
-    from app.telemetry.logging import configure_logging
 
-    settings = load_settings()
-    configure_logging(level=settings.log.level, style=settings.log.format, stream=sys.stdout)
-    app = create_app(settings)
-    server = DrainingServer(
-        app,
-        uvicorn.Config(
-            app,
-            host=host or settings.server.host,
-            port=settings.server.port if port is None else port,
-            loop="auto",  # uvloop where it exists
-            http="httptools",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=settings.server.keep_alive_s,
-            timeout_graceful_shutdown=settings.server.shutdown_timeout_s,
-        ),
-        drain_s=settings.server.drain_s,
-    )
-    # When it has stopped, uvicorn raises the signal anew; an orderly stop is a success, not a death by signal.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: None)
-    server.run()
-    if not server.started:
+    asked = {"host": host or None, "port": port, "processes": processes}
+    settings = load_settings().replace("server", {name: value for name, value in asked.items() if value is not None})
+    if settings.server.processes == 1:
+        from app.serving import serve as serve_alone
+
+        well = serve_alone(settings)
+    else:
+        from app.processes import supervise
+
+        well = supervise(settings)
+    if not well:
         sys.exit(1)
 
 

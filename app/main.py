@@ -18,6 +18,7 @@ from app.domain.errors import StartupError
 from app.services import Services
 from app.settings import Settings, load_settings
 from app.telemetry.logging import configure_logging
+from app.telemetry.siblings import Siblings
 from app.wiring import open_services
 
 _log = structlog.get_logger(__name__)
@@ -27,10 +28,11 @@ class _State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, siblings: Siblings | None = None) -> FastAPI:
     """Return the application; its lifespan opens the services.
 
-    Without `settings`, as a server's factory calls it, it reads the environment and sets up logging.
+    Without `settings`, as a server's factory calls it, it reads the environment and sets up logging. `siblings` are
+    the processes beside this one.
 
     Raises:
         StartupError: `settings` is None and the environment does not make valid settings.
@@ -42,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[_State]:
         try:
-            async with open_services(settings) as services:
+            async with open_services(settings, siblings) as services:
                 yield {"services": services}
         except StartupError as error:
             _log.critical("cannot start", reason=str(error))

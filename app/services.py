@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from app.rollout import Rollout
 from app.telemetry.prometheus import Metrics
+
+_STUCK_S: Final = 60.0  # readiness goes off after 10; the longest batch takes a third of a second on two cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +20,8 @@ class Services:
     max_texts: int
     timeout_s: float
     batch_timeout_s: float
+
+    def reason_to_restart(self) -> str | None:
+        """Return why nothing but a restart of this process helps, or None."""
+        running_s = self.models.active.batcher.longest_run_s
+        return f"the model has been running one batch for {running_s:.0f} s" if running_s > _STUCK_S else None

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -28,6 +29,8 @@ class Server(_Group):
     """Address to listen on; 0.0.0.0 serves other machines, too."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
+    processes: Positive = 1
+    """Processes that share the connections, each with a model, a waiting room and a cache of its own."""
     max_body_bytes: Positive = 4 * 1024 * 1024
     """A longer request body is refused with 413 before it is read whole."""
     keep_alive_s: Positive = 75
@@ -65,7 +68,7 @@ class Model(_Group):
     """Arithmetic; `auto` takes bf16 on a processor that has it, and fp16 on TensorRT, and on CUDA if the bundle has a
     file for it."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Processor threads of the model; 0 takes what affinity and container quota allow."""
+    """Processor threads of the model in each process; 0 divides what affinity and container quota allow."""
     gpu_memory_bytes: Annotated[int, Field(ge=0)] = 0
     """Limit of what ONNX Runtime allocates on a GPU, and of what TensorRT may use to compile; 0 sets none."""
     cuda_graphs: bool = False
@@ -138,6 +141,10 @@ class Settings(BaseSettings):
     batching: Batching = Batching()
     cache: Cache = Cache()
     log: Log = Log()
+
+    def replace(self, group: str, values: Mapping[str, object]) -> Self:
+        """Return these settings with other values in one group."""
+        return self.model_copy(update={group: getattr(self, group).model_copy(update=values)})
 
     @model_validator(mode="after")
     def _accepted_requests_outlive_the_stop(self) -> Self:

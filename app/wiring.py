@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from app.services import Services
 from app.settings import Cache, Settings
 from app.telemetry.logging import log_batch_failure, log_breaker
 from app.telemetry.prometheus import Metrics
+from app.telemetry.siblings import Siblings
 
 if TYPE_CHECKING:
     from app.cache.redis import RedisCache
@@ -89,13 +90,15 @@ class _Caches:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[Services]:
     """Load, prove and warm the model; on leaving, finish what was accepted.
+
+    With `siblings` this is one process of several, and a scrape of it has the metrics of all.
 
     Raises:
         StartupError: the service cannot run as the settings ask.
     """
-    metrics = Metrics()
+    metrics = Metrics(siblings)
     caches = _Caches(settings.cache, metrics)
 
     def observe(event: BatchEvent) -> None:
@@ -112,14 +115,15 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     )
     async with models:
         metrics.watch(lambda: models.active.batcher)
-        yield Services(
-            models=models,
-            bundles=settings.model.path.parent.parent,
-            metrics=metrics,
-            max_texts=settings.limits.max_texts,
-            timeout_s=settings.limits.timeout_s,
-            batch_timeout_s=settings.limits.batch_timeout_s,
-        )
+        async with siblings.telling(metrics.registry) if siblings else nullcontext():
+            yield Services(
+                models=models,
+                bundles=settings.model.path.parent.parent,
+                metrics=metrics,
+                max_texts=settings.limits.max_texts,
+                timeout_s=settings.limits.timeout_s,
+                batch_timeout_s=settings.limits.batch_timeout_s,
+            )
 
 
 def gpu_of(settings: Settings, bundle: Bundle) -> Gpu:

@@ -346,7 +346,7 @@ class Prometheus(_Client):
 
     @staticmethod
     def _check(response: ResponseContextManager) -> None:
-        if b"\nsentiment_waiting_texts " not in _content(response, content_type="text/plain"):
+        if b"\nsentiment_waiting_texts" not in _content(response, content_type="text/plain"):
             raise WrongAnswer("a metric is missing")
 
 

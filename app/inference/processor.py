@@ -1,4 +1,4 @@
-"""What this process may use of the processor: threads by affinity and container quota, and bf16 support."""
+"""What this process may use of the processor: threads by affinity and container quota, its share, and bf16 support."""
 
 import os
 import platform
@@ -8,6 +8,7 @@ from typing import Final
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _CPUINFO: Final = Path("/proc/cpuinfo")
+_SYSTEM: Final = Path("/sys/devices/system/cpu")
 
 
 def usable_threads(cgroup: Path = _CGROUP) -> int:
@@ -18,6 +19,30 @@ def usable_threads(cgroup: Path = _CGROUP) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return affinity if quota is None else max(1, min(affinity, ceil(quota)))
+
+
+def processor_share(number: int, count: int, system: Path = _SYSTEM) -> set[int] | None:
+    """Return the processors for process `number` of `count`, or None if there are too few to give each its own.
+
+    OpenVINO binds threads to the first processors that its process may use: several processes, to the same ones.
+    Threads of one core stay together, as do cores of one package.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    usable = sorted(os.sched_getaffinity(0), key=lambda processor: _place(system, processor))
+    if len(usable) < count:
+        return None
+    return set(usable[number * len(usable) // count : (number + 1) * len(usable) // count])
+
+
+def _place(system: Path, processor: int) -> tuple[int, int, int]:
+    """Return package, core and number of a processor; a system that does not tell has one of each."""
+    topology = system / f"cpu{processor}" / "topology"
+    try:
+        package, core = (int((topology / name).read_text()) for name in ("physical_package_id", "core_id"))
+    except (OSError, ValueError):
+        package = core = 0
+    return package, core, processor
 
 
 def _quota(cgroup: Path) -> float | None:

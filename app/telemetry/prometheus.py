@@ -4,6 +4,7 @@ A class for each question of somebody on call; `Metrics` is all that others see.
 deploy/prometheus and deploy/grafana ask for them.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -23,6 +24,7 @@ from app.domain.sentiment import most_probable
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchStarted, Lane, RefusalReason, Refused
 from app.inference.classifier import Classified
 from app.inference.served import ServedModel
+from app.telemetry.siblings import Siblings
 
 # Geometric, from what a cache hit takes to the longest deadline.
 _LATENCY_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -323,9 +325,10 @@ class _Models:
 
 
 class Metrics:
-    """The metrics of one service, in a registry of their own."""
+    """The metrics of one service, in a registry of their own; a scrape has those of its `siblings`, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, siblings: Siblings | None = None) -> None:
+        self._siblings = siblings
         # They are a second series beside every counter, that no query of ours needs.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
@@ -387,7 +390,10 @@ class Metrics:
         """Count what the batcher reports."""
         self._batches.observe(event)
 
-    def render(self, accept: str | None) -> tuple[bytes, str]:
+    async def render(self, accept: str | None) -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format that `accept` prefers."""
         encode, content_type = choose_encoder(accept or "")
-        return encode(self.registry), content_type
+        if self._siblings is None:
+            return encode(self.registry), content_type
+        # In a thread: it takes as many times as long as there are processes.
+        return await asyncio.to_thread(encode, await self._siblings.gather(self.registry)), content_type

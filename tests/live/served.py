@@ -95,7 +95,7 @@ def running_server(directory: Path, **settings: str) -> Iterator[RunningServer]:
 def _wait_for_address(process: subprocess.Popen[bytes], output: Path) -> str:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"Uvicorn running on (http://127\.0\.0\.1:\d+)", output.read_text(encoding="utf-8")):
+        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", output.read_text(encoding="utf-8")):
             return found[1]
         time.sleep(0.05)
     raise TimeoutError(f"the server did not start: {output.read_text(encoding='utf-8')}")
@@ -105,6 +105,47 @@ def connect(server: RunningServer, *, connections: int = 200) -> httpx.AsyncClie
     """Return a client of `server` that waits as long as it takes."""
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     return httpx.AsyncClient(base_url=server.address, timeout=STOP_S, limits=limits)
+
+
+class Request:
+    """One request on a connection of its own, whose body is sent when the test wants it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._body = body
+
+    @classmethod
+    async def begin(cls, server: RunningServer, path: str, body: bytes) -> "Request":
+        """Send the head, and return when the server is known to be reading the body."""
+        url = httpx.URL(server.address)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+        )
+        writer.write(head.encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        return cls(reader, writer, body)
+
+    def send_body(self) -> None:
+        self._writer.write(self._body)
+
+    async def answer(self) -> tuple[int, bytes]:
+        """Return status and body; an answer that is cut off is an error."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+        body = await self._reader.readexactly(int(headers[b"content-length"]))
+        self._writer.close()
+        return int(head.split()[1]), body
+
+
+def is_answer(status: int, body: bytes) -> bool:
+    """Return whether this is an answer or a problem, and whole."""
+    content = json.loads(body)
+    if status == 503:
+        return str(content["type"]).startswith("urn:sentiment:problem:")
+    return status == 200 and "label" in (content.get("results") or [content])[-1]
 
 
 def assert_same_answer(answer: dict[str, Any], expected: dict[str, Any]) -> None:

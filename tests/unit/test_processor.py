@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.inference.processor import has_bf16, usable_threads
+from app.inference.processor import has_bf16, processor_share, usable_threads
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,41 @@ def test_where_no_affinity_is_known_the_processors_are_counted(tmp_path: Path, m
     assert usable_threads(tmp_path) == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_threads(tmp_path) == 1
+
+
+def topology(directory: Path, *places: tuple[int, int]) -> Path:
+    """Write the package and core of each processor."""
+    for processor, (package, core) in enumerate(places):
+        (directory / f"cpu{processor}" / "topology").mkdir(parents=True)
+        (directory / f"cpu{processor}" / "topology" / "physical_package_id").write_text(f"{package}\n")
+        (directory / f"cpu{processor}" / "topology" / "core_id").write_text(f"{core}\n")
+    return directory
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_shares_of_the_processors_are_as_equal_as_can_be_and_leave_none_out(tmp_path: Path, count: int) -> None:
+    shares = [processor_share(number, count, tmp_path) or set() for number in range(count)]
+    assert sorted(processor for share in shares for processor in share) == list(range(8))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_share_keeps_the_threads_of_a_core_together(tmp_path: Path) -> None:
+    system = topology(tmp_path, *[(0, core) for core in (0, 1, 2, 3, 0, 1, 2, 3)])
+    assert [processor_share(number, 2, system) for number in range(2)] == [{0, 4, 1, 5}, {2, 6, 3, 7}]
+
+
+def test_a_share_keeps_to_a_package_where_it_can(tmp_path: Path) -> None:
+    system = topology(tmp_path, *[(processor % 2, processor // 2) for processor in range(8)])
+    assert [processor_share(number, 2, system) for number in range(2)] == [{0, 2, 4, 6}, {1, 3, 5, 7}]
+
+
+def test_fewer_processors_than_processes_are_not_shared_out(tmp_path: Path) -> None:
+    assert processor_share(0, 9, tmp_path) is None
+
+
+def test_where_no_affinity_is_known_processors_are_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processor_share(0, 2) is None
 
 
 def cpuinfo(directory: Path, flags: str) -> Path:

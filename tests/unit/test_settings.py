@@ -155,6 +155,14 @@ def test_settings_do_not_change() -> None:
         settings.server = settings.server  # type: ignore[misc]
 
 
+def test_a_group_is_replaced_in_part_and_the_others_stay() -> None:
+    settings = Settings()
+    changed = settings.replace("server", {"processes": 4})
+    assert (changed.server.processes, changed.server.port) == (4, settings.server.port)
+    assert (changed.limits, changed.model) == (settings.limits, settings.model)
+    assert settings.server.processes == 1
+
+
 def test_a_stop_that_would_cut_off_accepted_requests_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENTIMENT_SERVER__SHUTDOWN_TIMEOUT_S", "5")
     with pytest.raises(StartupError, match="SHUTDOWN_TIMEOUT_S must be no shorter"):

@@ -1,13 +1,9 @@
 """For those who run the service: health and metrics."""
 
-from typing import Final
-
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import ServicesDependency
 from app.api.schemas import Alive, ModelName, Readiness
-
-_STUCK_S: Final = 60.0  # readiness goes off after 10; the longest batch takes a third of a second on two cores
 
 router = APIRouter(tags=["operations"])
 
@@ -19,10 +15,10 @@ router = APIRouter(tags=["operations"])
 )
 async def live(services: ServicesDependency, response: Response) -> Alive:
     """Answer as long as the event loop turns and the model comes back; restart the process when this fails."""
-    if (running_s := services.models.active.batcher.longest_run_s) > _STUCK_S:
+    reason = services.reason_to_restart()
+    if reason is not None:
         response.status_code = 503
-        return Alive(status=f"the model has been running one batch for {running_s:.0f} s")
-    return Alive(status="alive")
+    return Alive(status=reason or "alive")
 
 
 @router.get(
@@ -50,5 +46,5 @@ async def ready(request: Request, services: ServicesDependency, response: Respon
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request, services: ServicesDependency) -> Response:
     """Answer with the metrics in Prometheus' or OpenMetrics' text format."""
-    content, content_type = services.metrics.render(request.headers.get("accept"))
+    content, content_type = await services.metrics.render(request.headers.get("accept"))
     return Response(content, headers={"Content-Type": content_type})
