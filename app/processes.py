@@ -56,10 +56,10 @@ def supervise(settings: Settings) -> bool:
         siblings = Siblings(Path(directory.name), number, count)
         process = context.Process(target=_serve, args=(shared, siblings, channel))
         # Terminals and service managers send these to all, and the supervisor decides. To ignore them is inherited.
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (*_STOPS, signal.SIGHUP)}
+        handlers = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (*_STOPS, signal.SIGHUP)}
         process.start()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
         return process
 
     with directory:

@@ -65,8 +65,8 @@ class HandedServer(DrainingServer):
     """Does not listen: its connections come over `channel`, each as a byte with a descriptor (see `app.processes`).
 
     What it sends back is the number of connections that are over, in eight bytes: when it is ready, when the number
-    changes, and once a second as a sign of life, but nothing more when only a restart helps. Either side closes its half
-    to stop, and the other follows; what was handed over before is served.
+    changes, and once a second as a sign of life; when only a restart helps, it falls silent. Either side closes its
+    half to stop, and the other follows; what was handed over before is served.
     """
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, *, drain_s: float, channel: socket.socket) -> None:

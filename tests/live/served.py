@@ -68,6 +68,8 @@ class RunningServer:
                 _, writer = await asyncio.open_connection(url.host, url.port)
             except ConnectionRefusedError:
                 return
+            except ConnectionResetError:  # it was waiting to be accepted
+                continue
             writer.close()
             await asyncio.sleep(0.01)
         raise TimeoutError("the server goes on accepting")

@@ -95,7 +95,7 @@ async def test_connections_are_shared_evenly_and_metrics_add_up_whoever_is_scrap
     for found in scrapes:
         assert found["sentiment_process_up"] == {"0": 1, "1": 1}
         assert found["sentiment_http_requests_total"] == {"0": 28, "1": 28}
-        assert found["sentiment_texts_total"] == {"0": 28, "1": 28}
+        assert found["sentiment_confidence_count"] == {"0": 28, "1": 28}
         assert found["sentiment_http_request_duration_seconds_count"] == {"0": 28, "1": 28}
         assert found["sentiment_model_info"] == found["sentiment_process_up"]
 
