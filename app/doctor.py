@@ -91,9 +91,11 @@ def _processor() -> Finding:
 
 
 def _threads(settings: Settings) -> Finding:
-    usable, asked, present = usable_threads(), settings.model.threads, os.cpu_count()
-    detail = f"{asked or usable}; affinity and the container's quota allow {usable} of {present}"
-    return Finding("threads", detail, f"set SENTIMENT_MODEL__THREADS to 0, or to {usable}" if asked > usable else None)
+    usable, asked, processes = usable_threads(), settings.model.threads, settings.server.processes
+    share = max(1, usable // processes)
+    threads = f"{asked or share}" + (f" in each of {processes} processes" if processes > 1 else "")
+    detail = f"{threads}; affinity and the container's quota allow {usable} of {os.cpu_count()}"
+    return Finding("threads", detail, f"set SENTIMENT_MODEL__THREADS to 0, or to {share}" if asked > share else None)
 
 
 def _port(server: Server) -> Finding:
