@@ -1,5 +1,7 @@
 # Each verb makes the virtual environment it needs with pip, and makes it anew when pyproject.toml changes.
 PYTHON ?= python3
+# Nor do other programs that load ONNX Runtime here report to its maker.
+export ORT_DISABLE_TELEMETRY ?= 1
 # Only from the command line: an environment may have a HOST of its own. Without them the settings decide.
 HOST =
 PORT =

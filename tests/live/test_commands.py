@@ -69,6 +69,16 @@ def test_verify_fails_with_one_clear_line(tmp_path: Path, spoil: Callable[[Path]
     assert done.stderr.count("\n") == 1
 
 
+def test_onnx_runtime_reports_nothing_to_its_maker(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):  # with either of the first two it keeps quiet
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_command("bundle", "verify", str(tiny_bundle), "--provider", "cpu").returncode == 0
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []  # no device id, no reports to be sent
+
+
 def test_the_help_tells_each_command_in_a_line() -> None:
     lines = run_command("--help").stdout.splitlines()
     commands = lines[lines.index("Commands:") + 1 :]
