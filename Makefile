@@ -19,7 +19,7 @@ test: .venv/dev/ready
 	.venv/dev/bin/pytest
 
 test-fast: .venv/fast/ready
-	.venv/fast/bin/pytest --ignore tests/training
+	.venv/fast/bin/pytest --ignore tests/training -m "not network"
 
 lint: .venv/dev/ready
 	.venv/dev/bin/ruff check .
