@@ -9,11 +9,12 @@ from typing import TypedDict
 import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
 
 from app.api.lean import Shortcut
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.problems import PROBLEMS, Problem
-from app.api.routes import operations, sentiment
+from app.api.routes import huggingface, open_inference, operations, sentiment, tei
 from app.domain.errors import StartupError
 from app.services import Services
 from app.settings import Settings, load_settings
@@ -59,27 +60,30 @@ def create_app(settings: Settings | None = None, siblings: Siblings | None = Non
         redirect_slashes=False,  # an unknown address is an unknown address
     )
     app.state.draining = False
-    app.add_middleware(Shortcut, routes=sentiment.router.routes, problems=PROBLEMS)
+    routers = [sentiment.router, tei.router, huggingface.router, open_inference.router, operations.router]
+    app.add_middleware(Shortcut, routes=[route for router in routers for route in router.routes], problems=PROBLEMS)
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestContext, log_requests=settings.log.requests)
+    dialects = {**tei.DIALECT, **huggingface.DIALECT, **open_inference.DIALECT}
+    app.add_middleware(RequestContext, log_requests=settings.log.requests, dialects=dialects)
     for kind, handler in PROBLEMS.items():
         app.add_exception_handler(kind, handler)
-    app.include_router(sentiment.router)
-    app.include_router(operations.router)
-    _describe_problems(app)
+    for router in routers:
+        app.include_router(router)
+    _describe(app)
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Put the schema of a problem into the OpenAPI document, where the routes refer to it."""
+def _describe(app: FastAPI) -> None:
+    """Put the schemas into the OpenAPI document that routes refer to by name alone."""
     generate = app.openapi
+    _, named = models_json_schema(
+        [(Problem, "serialization"), (open_inference.InferRequest, "validation")],
+        ref_template="#/components/schemas/{model}",
+    )
 
     def openapi() -> dict[str, object]:
         document = generate()
-        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas = document["components"]["schemas"]
-        schemas.update(schema.pop("$defs", {}))
-        schemas["Problem"] = schema
+        document["components"]["schemas"].update(named["$defs"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

@@ -177,6 +177,13 @@ class Rollout:
             return Lease(self, self._candidate, self._active)
         return Lease(self, self._active, self._candidate)
 
+    def lease_of(self, name: str, version: str) -> Lease | None:
+        """Return the use of that very model, if it is served; no trial takes part."""
+        for slot in (self._active, self._candidate):
+            if slot is not None and (slot.model.manifest.name, slot.model.manifest.version) == (name, version):
+                return Lease(self, slot, None)
+        return None
+
     async def swap(self, directory: Path, *, even_if_same: bool = False) -> ServedModel:
         """Let the bundle in `directory` answer from now on, and the old model finish what it began.
 

@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from itertools import count
 from typing import Final
 
@@ -11,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.dialects import Translate, translating
 from app.api.problems import internal_problem
 from app.services import Services
 
@@ -25,11 +27,13 @@ class RequestContext:
     """Pure ASGI, because it stands in the way of every request.
 
     A client's request id is kept when it is a plain token, so that it cannot forge log lines, and replaced otherwise.
+    A problem at an address whose first part is in `dialects` is told as the protocol there tells it.
     """
 
-    def __init__(self, app: ASGIApp, *, log_requests: bool) -> None:
+    def __init__(self, app: ASGIApp, *, log_requests: bool, dialects: Mapping[str, Translate]) -> None:
         self._app = app
         self._log_requests = log_requests
+        self._dialects = dialects
         self._prefix = secrets.token_hex(8)  # of this process; one system call a request costs more than all else here
         self._numbers = count()
 
@@ -53,14 +57,16 @@ class RequestContext:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
+        translate = self._dialects.get(scope["path"].lstrip("/").partition("/")[0])
+        answer = send_with_id if translate is None else translating(send_with_id, translate)
         structlog.contextvars.bind_contextvars(request_id=request_id)  # each request has a context of its own
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, answer)
         except Exception:
             _log.exception("request failed")
             if status:
                 raise  # the answer has begun: only cutting it off tells the client
-            await internal_problem(request_id)(scope, receive, send_with_id)
+            await internal_problem(request_id)(scope, receive, answer)
         finally:
             self._report(scope, status, time.perf_counter() - started)
 

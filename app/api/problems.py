@@ -27,6 +27,7 @@ from app.domain.errors import (
     ServiceError,
     ShuttingDown,
     TextTooLong,
+    UnknownModel,
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -77,6 +78,7 @@ _KINDS: Final[dict[type[ServiceError], _Kind]] = {
     InvalidHeader: _Kind(400, "invalid-header", "Invalid header"),
     BundleRefused: _Kind(422, "bundle-refused", "Bundle refused"),
     ChangeUnderWay: _Kind(409, "change-under-way", "Change under way"),
+    UnknownModel: _Kind(404, "unknown-model", "Unknown model"),
     Overloaded: _Kind(503, "overloaded", "Overloaded"),
     ShuttingDown: _Kind(503, "shutting-down", "Shutting down", "This server is stopping; try another, or again soon."),
     DeadlineExceeded: _Kind(504, "deadline-exceeded", "Deadline exceeded"),

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from app.api.problems import ItemProblem
 from app.domain.sentiment import most_probable
@@ -11,6 +21,18 @@ from app.inference.bundle import Manifest
 from app.inference.classifier import Classified
 
 _MOST_FIELDS: Final = 8  # far above what a request has; each unknown one is reported
+
+
+def saying(message: str) -> WrapValidator:
+    """Return what makes one error of all that a union says of a value, one for each of its members."""
+
+    def validate(value: object, validate_union: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate_union(value)
+        except ValidationError:
+            raise PydanticCustomError("union", "{message}", {"message": message}) from None
+
+    return WrapValidator(validate)
 
 
 class _Request(BaseModel):

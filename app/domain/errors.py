@@ -21,6 +21,10 @@ class InvalidHeader(ServiceError):
     """A header of the request cannot be read. The message is for the client."""
 
 
+class UnknownModel(ServiceError):
+    """No such model is served. The message is for the client."""
+
+
 class Unavailable(ServiceError):
     """The text is fine; the service cannot answer it now."""
 

@@ -238,6 +238,11 @@ class Batcher(Generic[Item, Result]):
         share = self._policy.bulk_share if lane is Lane.BULK else 1 - self._policy.bulk_share
         return min(work_s[lane] / share, sum(work_s.values())) / self._policy.workers
 
+    @property
+    def policy(self) -> BatchPolicy:
+        """What a batch may carry and who may wait."""
+        return self._policy
+
     def admit(self, items: int, lane: Lane, *, tokens: int = 0, within_s: float | None = None) -> None:
         """Raise what `enqueue` would for this many items and tokens, before they are made."""
         if self._closing:

@@ -86,24 +86,31 @@ async def client_of_model(
         lambda path: serving_model(path, model, policy, metrics.observe_batch, limits=_LIMITS, cache=cache), directory
     ) as models:
         metrics.watch(lambda: models.active.batcher)
-        services = Services(
-            models=models,
-            bundles=directory.parent,
-            metrics=metrics,
-            max_texts=MAX_TEXTS,
-            timeout_s=60,
-            batch_timeout_s=60,
-        )
-        app = create_app(small_settings(directory))
-
-        async def app_with_services(scope: Scope, receive: Receive, send: Send) -> None:
-            await app({**scope, "state": {"services": services}}, receive, send)
-
         try:
-            async with _client(app_with_services) as client:
+            async with client_of_models(models, metrics) as client:
                 yield client
         finally:
             model.gate.set()
+
+
+@asynccontextmanager
+async def client_of_models(models: Rollout, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the application that `models` answer for."""
+    services = Services(
+        models=models,
+        bundles=models.active.directory.parent,
+        metrics=metrics,
+        max_texts=MAX_TEXTS,
+        timeout_s=60,
+        batch_timeout_s=60,
+    )
+    app = create_app(small_settings(models.active.directory))
+
+    async def app_with_services(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": {"services": services}}, receive, send)
+
+    async with _client(app_with_services) as client:
+        yield client
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

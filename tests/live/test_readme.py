@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,13 +12,13 @@ from tests.live.served import ROOT, RunningServer, columns
 
 README = ROOT.joinpath("README.md").read_text(encoding="utf-8")
 CALLS = re.findall(r"^curl (?:.*\\\n)*.*", README, re.MULTILINE)
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def _call(server: RunningServer, command: str) -> dict[str, Any]:
+def _call(server: RunningServer, command: str) -> Any:
     shell = command.replace("http://127.0.0.1:8000", server.address)
     finished = subprocess.run(["bash", "-c", shell], capture_output=True, check=True, timeout=60)  # noqa: S603, S607
-    answer: dict[str, Any] = json.loads(finished.stdout)
-    return answer
+    return json.loads(finished.stdout)
 
 
 def test_the_first_call_answers_as_shown(server: RunningServer) -> None:
@@ -35,3 +36,18 @@ def test_the_batch_call_answers_every_text_in_its_place(server: RunningServer) -
     praise, question, blank = _call(server, CALLS[1])["results"]
     assert (praise["label"], question["label"]) == ("positive", "neutral")
     assert blank["error"]["title"] == "Empty text"
+
+
+def test_the_call_of_text_embeddings_inference_answers_every_text(server: RunningServer) -> None:
+    (call,) = [call for call in CALLS if "/predict" in call]
+    assert [labels[0]["label"] for labels in _call(server, call)] == ["positive", "negative"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_prints_what_its_comments_say(server: RunningServer, program: str) -> None:
+    program = program.replace("127.0.0.1:8000", server.address.removeprefix("http://"))
+    finished = subprocess.run(  # noqa: S603 (of the README)
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == re.findall(r"print\(.*\)  # (.*)", program)

@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 
-from app.api.dependencies import ServicesDependency, cache_use, timeout_s, while_connected
+from app.api.answering import answer
+from app.api.dependencies import ServicesDependency
 from app.api.lean import LeanRoute
-from app.api.problems import item_problem, problem_docs, problem_name
+from app.api.problems import item_problem, problem_docs
 from app.api.schemas import (
     BatchRequest,
     BatchResponse,
@@ -16,6 +17,7 @@ from app.api.schemas import (
     SentimentResponse,
 )
 from app.domain.errors import ServiceError
+from app.inference.batcher import Lane
 
 router = APIRouter(prefix="/v1", tags=["sentiment"], route_class=LeanRoute)
 
@@ -32,19 +34,10 @@ _EXTRA = {"parameters": [_CACHE_CONTROL]}
 @router.post("/sentiment", summary="Classify one text", responses=_PROBLEMS, openapi_extra=_EXTRA)
 async def classify(request: Request, body: SentimentRequest, services: ServicesDependency) -> SentimentResponse:
     """Answer with the sentiment of one text."""
-    with services.models.lease(body.text) as lease:
-        try:
-            async with while_connected(request):
-                classified = await lease.model.classifier.classify(
-                    body.text, timeout_s=timeout_s(request, services.timeout_s), cache_use=cache_use(request)
-                )
-        except ServiceError as error:
-            services.metrics.observe_unanswered(problem_name(error))
-            lease.answered([body.text], [error])
-            raise
-        services.metrics.observe_answer(classified)
-        lease.answered([body.text], [classified])
-        return SentimentResponse.by(ModelName.of(lease.model.manifest), classified)
+    manifest, (outcome,) = await answer(request, services, [body.text], Lane.INTERACTIVE)
+    if isinstance(outcome, ServiceError):
+        raise outcome
+    return SentimentResponse.by(ModelName.of(manifest), outcome)
 
 
 @router.post("/sentiment/batch", summary="Classify many texts", responses=_PROBLEMS, openapi_extra=_EXTRA)
@@ -53,29 +46,11 @@ async def classify_batch(request: Request, body: BatchRequest, services: Service
     if len(body.texts) > services.max_texts:
         message = f"{len(body.texts)} texts were sent, at most {services.max_texts} are accepted"
         raise RequestValidationError([{"type": "too_long", "loc": ("body", "texts"), "msg": message}])
-    with services.models.lease(body.texts[0] if body.texts else "") as lease:
-        try:
-            async with while_connected(request):
-                outcomes = await lease.model.classifier.classify_many(
-                    body.texts,
-                    timeout_s=timeout_s(request, services.batch_timeout_s),
-                    cache_use=cache_use(request),
-                )
-        except ServiceError as error:
-            services.metrics.observe_unanswered(problem_name(error), len(body.texts))
-            raise
-        for outcome in outcomes:
-            if isinstance(outcome, ServiceError):
-                services.metrics.observe_unanswered(problem_name(outcome))
-            else:
-                services.metrics.observe_answer(outcome)
-        lease.answered(body.texts, outcomes)
-        return BatchResponse(
-            results=[
-                ItemError(error=item_problem(outcome))
-                if isinstance(outcome, ServiceError)
-                else SentimentAnswer.of(outcome)
-                for outcome in outcomes
-            ],
-            model=ModelName.of(lease.model.manifest),
-        )
+    manifest, outcomes = await answer(request, services, body.texts, Lane.BULK)
+    return BatchResponse(
+        results=[
+            ItemError(error=item_problem(outcome)) if isinstance(outcome, ServiceError) else SentimentAnswer.of(outcome)
+            for outcome in outcomes
+        ],
+        model=ModelName.of(manifest),
+    )

@@ -1,0 +1,64 @@
+"""From a route to the classifier: the one way for every protocol."""
+
+from collections.abc import Sequence
+
+from fastapi import Request
+
+from app.api.dependencies import cache_use, timeout_s, while_connected
+from app.api.problems import problem_name
+from app.domain.errors import InvalidText, ServiceError
+from app.inference.batcher import Lane
+from app.inference.bundle import Manifest
+from app.inference.classifier import Classified
+from app.rollout import Lease
+from app.services import Services
+
+
+async def answer(
+    request: Request, services: Services, texts: Sequence[object], lane: Lane, lease: Lease | None = None
+) -> tuple[Manifest, list[Classified | ServiceError]]:
+    """Return who answered and, in order, an answer for each of `texts` or the error that concerns it alone.
+
+    Without a `lease` the model is the one whose turn it is.
+
+    Raises:
+        ServiceError: `texts` were refused, or not all answered in time.
+    """
+    longest_s = services.timeout_s if lane is Lane.INTERACTIVE else services.batch_timeout_s
+    with lease or services.models.lease(texts[0] if texts else "") as used:
+        try:
+            async with while_connected(request):
+                outcomes = await used.model.classifier.classify_many(
+                    texts, timeout_s=timeout_s(request, longest_s), lane=lane, cache_use=cache_use(request)
+                )
+        except ServiceError as error:
+            services.metrics.observe_unanswered(problem_name(error), len(texts))
+            raise
+        for outcome in outcomes:
+            if isinstance(outcome, ServiceError):
+                services.metrics.observe_unanswered(problem_name(outcome))
+            else:
+                services.metrics.observe_answer(outcome)
+        used.answered(texts, outcomes)
+        return used.model.manifest, outcomes
+
+
+async def answer_all(
+    request: Request, services: Services, texts: Sequence[str], lease: Lease | None = None
+) -> tuple[Manifest, list[Classified]]:
+    """Do the same for protocols that have no place for the error of one text; a text alone is a person's.
+
+    Raises:
+        ServiceError: any of `texts` has no answer.
+    """
+    lane = Lane.INTERACTIVE if len(texts) == 1 else Lane.BULK
+    manifest, outcomes = await answer(request, services, texts, lane, lease)
+    return manifest, [_classified(outcome, number, len(texts)) for number, outcome in enumerate(outcomes)]
+
+
+def _classified(outcome: Classified | ServiceError, number: int, texts: int) -> Classified:
+    if isinstance(outcome, InvalidText) and texts > 1:
+        raise type(outcome)(f"Text {number}: {outcome}")
+    if isinstance(outcome, ServiceError):
+        raise outcome
+    return outcome
