@@ -233,13 +233,12 @@ async def infer(request: Request, services: ServicesDependency) -> Response:
 
     Tensors travel as JSON or, after it, in binary.
     """
-    model = _model(request, services)
     head, tail = _split(await request.body(), request.headers.get(_HEADER_LENGTH))
+    named = _model(request, services).manifest
     asked = parse(InferRequest, head)
     texts = _texts(asked.inputs[0], tail, services.max_texts)
-    manifest = model.manifest
-    pinned = services.models.lease_of(manifest.name, manifest.version) if "version" in request.path_params else None
-    manifest, classified = await answer_all(request, services, texts, pinned)
+    lease = services.models.lease_of(named.name, named.version) if "version" in request.path_params else None
+    manifest, classified = await answer_all(request, services, texts, lease)
     return _respond(asked, manifest, classified)
 
 
