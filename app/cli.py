@@ -138,6 +138,31 @@ def settings() -> None:
     print(render_settings())
 
 
+@cli.command(short_help="Print the API's OpenAPI document, or what breaks its clients.")
+def openapi(
+    since: Annotated[
+        Path | None,
+        typer.Option(help="Print instead what breaks clients of this earlier document.", exists=True, dir_okay=False),
+    ] = None,
+) -> None:
+    """Print the API's OpenAPI document, which stands in docs/openapi.json."""
+    import json
+
+    from app.api.compatibility import breaking_changes, may_break
+    from app.main import create_app
+    from app.settings import Settings
+
+    document = create_app(Settings()).openapi()
+    if since is None:
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+        return
+    old = json.loads(since.read_text(encoding="utf-8"))
+    if (changes := breaking_changes(old, document)) and not may_break(
+        old["info"]["version"], document["info"]["version"]
+    ):
+        raise CannotProceed("clients break, and the version does not say so:\n" + "\n".join(changes))
+
+
 @cli.command(short_help="Print every option of a recipe with its default.")
 def options() -> None:
     """Print every option of a recipe with its default, as a Markdown table."""

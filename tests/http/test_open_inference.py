@@ -152,6 +152,7 @@ async def test_parameters_that_are_not_known_are_ignored(client: httpx.AsyncClie
         ({"inputs": [_input(["好"], [-1])]}, "inputs/0/shape"),
         ({"inputs": [_input(["好"], [1, 1, 1])]}, "inputs/0/shape"),
         ({"inputs": [_input(["好"], [2**62, 2**62])]}, "inputs/0/shape"),
+        ({"inputs": [_input(["好"], [10**4000])]}, "inputs/0/shape"),
         ({"inputs": [_input(["好"], parameters={"binary_data_size": 5})]}, "binary_data_size"),
         ({"inputs": [_input(["好"])], "outputs": [{"name": "logits"}]}, "outputs/0/name"),
         ({"inputs": [_input(["好"])], "outputs": [{"name": "label"}] * 3}, "outputs"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.inference.bundle import GOLDEN, MODEL
-from tests.live.served import run_command
+from tests.live.served import ROOT, run_command
 from tests.tiny_bundle import HEADS, seal, write_tiny_bundle
 
 
@@ -77,6 +77,22 @@ def test_onnx_runtime_reports_nothing_to_its_maker(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run_command("bundle", "verify", str(tiny_bundle), "--provider", "cpu").returncode == 0
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []  # no device id, no reports to be sent
+
+
+def test_openapi_prints_the_document_or_what_breaks_clients_of_an_earlier_one(tmp_path: Path) -> None:
+    written = ROOT / "docs/openapi.json"
+    assert run_command("openapi").stdout == written.read_text(encoding="utf-8")
+    done = run_command("openapi", "--since", str(written))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    document = json.loads(written.read_text(encoding="utf-8"))
+    document["paths"]["/v1/mood"] = {"post": {"responses": {}}}
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(document), encoding="utf-8")
+    done = run_command("openapi", "--since", str(earlier))
+    assert (done.returncode, done.stderr.splitlines()[1:]) == (1, ["POST /v1/mood is gone"])
+    document["info"]["version"] = "0.0.9"
+    earlier.write_text(json.dumps(document), encoding="utf-8")
+    assert run_command("openapi", "--since", str(earlier)).returncode == 0
 
 
 def test_the_help_tells_each_command_in_a_line() -> None:

@@ -31,7 +31,7 @@ _TEXT: Final = "text"
 _LABEL: Final = "label"
 _PROBABILITIES: Final = "probabilities"
 
-_Size = Annotated[int, Field(ge=0)]
+_Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Strict(BaseModel):
