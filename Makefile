@@ -1,4 +1,5 @@
-# Each verb makes the virtual environment it needs with pip, and makes it anew when pyproject.toml changes.
+# Each verb makes the virtual environment it needs with pip, and makes it anew when pyproject.toml
+# or constraints.txt changes.
 PYTHON ?= python3
 # Nor do other programs that load ONNX Runtime here report to its maker.
 export ORT_DISABLE_TELEMETRY ?= 1
@@ -10,7 +11,7 @@ RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
 TESTS ?= $(wildcard $(DATA)/*.test.jsonl $(DATA)/*.test.jsonl.gz)
 
-.PHONY: run test test-fast lint train bench bench-gpu soak load chaos clean
+.PHONY: run test test-fast lint train bench bench-gpu soak load chaos pins audit clean
 
 run: .venv/serve/ready
 	.venv/serve/bin/python -m app serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
@@ -58,6 +59,19 @@ load: .venv/load/ready
 chaos: .venv/load/ready
 	.venv/load/bin/python -m loadtest.chaos $(CHAOS)
 
+# Pins the newest versions that pyproject.toml allows; run the tests before you keep them.
+pins:
+	$(PYTHON) -m venv --clear .venv/pins
+	.venv/pins/bin/pip install --quiet --disable-pip-version-check '.[cpu,test,lint,train,load]'
+	.venv/pins/bin/pip list --disable-pip-version-check --format=freeze --exclude pip --exclude chinese-sentiment | \
+	sed 's/+.*//' >constraints.txt
+
+# Asks the Python Packaging Advisory Database about every pin; a pin that it cannot tell about fails, too.
+audit:
+	$(PYTHON) -m venv --clear .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
 clean:
 	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
@@ -66,7 +80,7 @@ clean:
 .venv/load/ready: EXTRAS = cpu,load
 .venv/gpu/ready: EXTRAS = gpu,half,load,test
 .venv/dev/ready: EXTRAS = cpu,test,lint,train
-.venv/%/ready: pyproject.toml
+.venv/%/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv/$*
-	.venv/$*/bin/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	.venv/$*/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@

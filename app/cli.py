@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from app.domain.errors import CannotProceed
+from app.domain.errors import CannotProceed, StartupError
 
 cli = typer.Typer(
     help="Real-time Chinese sentiment: make a model, serve it, score files with it.",
@@ -25,9 +25,18 @@ bundle_cli = typer.Typer(
 )
 cli.add_typer(bundle_cli, name="bundle")
 
+keys_cli = typer.Typer(help="API keys.", no_args_is_help=True, rich_markup_mode=None)
+cli.add_typer(keys_cli, name="keys")
+
 _Bundle = Annotated[Path, typer.Argument(help="Directory of the bundle.", exists=True, file_okay=False)]
 _Provider = Annotated[Literal["auto", "cuda", "tensorrt", "openvino", "cpu"], typer.Option(help="Execution provider.")]
 _Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Arithmetic.")]
+
+_NO_KEYS = """{host} can be reached from other machines, and no API key is asked for. Choose one:
+  python -m app keys new NAME --file keys.toml    and set SENTIMENT_SECURITY__KEYS_FILE=keys.toml
+  SENTIMENT_SECURITY__ALLOW_ANONYMOUS=true        if whoever reaches the port may use it
+  --host 127.0.0.1                                to serve this machine alone"""
+
 _Data = Annotated[Path, typer.Option(help="Directory with the data files that the recipe names.", file_okay=False)]
 
 
@@ -62,11 +71,15 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the REST API until SIGTERM or SIGINT; then answer what was accepted and exit with 0."""
+    from app.server import is_loopback
     from app.settings import load_settings
 
     asked = {"host": host or None, "port": port, "processes": processes}
     settings = load_settings().replace("server", {name: value for name, value in asked.items() if value is not None})
-    if settings.server.processes == 1:
+    server, security = settings.server, settings.security
+    if not (security.keys_file or security.allow_anonymous or is_loopback(server.host)):
+        raise StartupError(_NO_KEYS.format(host=server.host))
+    if server.processes == 1:
         from app.serving import serve as serve_alone
 
         well = serve_alone(settings)
@@ -76,6 +89,30 @@ def serve(
         well = supervise(settings)
     if not well:
         sys.exit(1)
+
+
+@keys_cli.command("new", short_help="Make a key.")
+def new_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; the log and the metrics tell callers by it.")],
+    file: Annotated[
+        Path | None, typer.Option(help="The file of keys; by default the one in SENTIMENT_SECURITY__KEYS_FILE.")
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it may do: classify (the default), metrics or admin; may be given more than once."),
+    ] = None,
+    rate_limits: Annotated[
+        str | None, typer.Option(help="In texts, as in '6000/minute, 1000000/day'; by default those of the settings.")
+    ] = None,
+) -> None:
+    """Make a key, print it this once, and append its hash to the file; running servers take it within a second."""
+    from app.security.keys import add_key
+    from app.settings import load_settings
+
+    configured = load_settings().security.keys_file
+    if file is None and not configured:
+        raise CannotProceed("say where the keys are: --file keys.toml, or SENTIMENT_SECURITY__KEYS_FILE")
+    print(add_key(file or Path(configured), name, scopes=scope or ["classify"], rate_limits=rate_limits))
 
 
 @cli.command(short_help="Check what serving needs here, and say what to fix.")

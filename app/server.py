@@ -1,4 +1,4 @@
-"""A uvicorn that has the process to itself, alone or as one of several, and stops without cutting anybody off.
+"""A uvicorn alone in its process, or in each of several. Closes slow connections; stops without cutting anybody off.
 
 Knows connections; nothing of what is served on them.
 """
@@ -10,16 +10,86 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from typing import Final
+from functools import partial
+from ipaddress import ip_address
+from typing import Any, Final, cast
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 
+from app.connection import BoundedConnection, Bounds
+from app.security.gate import Gate
 from app.services import Services
+from app.settings import Server
 
+_SPARE_FILES: Final = 256  # beside those of connections
 _POLL_S: Final = 0.02
 _TICKS: Final = 10  # of uvicorn's main loop, a second
+_SLOW_TICKS: Final = 5  # between two looks for slow connections
 _SWITCH_INTERVAL_S: Final = 0.0005  # a model's thread that has its batch waits for the event loop no longer
+
+_log = structlog.get_logger(__name__)
+
+
+def server_of(
+    app: FastAPI, admin: FastAPI | None, settings: Server, *, channel: socket.socket | None = None
+) -> "DrainingServer":
+    """Return a server of `app`, and of `admin`, if there is one, on the ports in the settings.
+
+    With a `channel` it does not listen, and takes the connections that come there.
+    """
+    _allow_open_files(settings.max_connections + _SPARE_FILES)
+
+    def config(app: FastAPI, port: int, max_connections: int | None) -> uvicorn.Config:
+        bounds = Bounds(settings.receive_timeout_s, max_connections)
+        return uvicorn.Config(
+            app,
+            host=settings.host,
+            port=port,
+            loop="auto",  # uvloop where it exists
+            http=cast(type[asyncio.Protocol], partial(BoundedConnection, bounds)),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        )
+
+    public = config(app, settings.port, settings.max_connections)
+    if channel is not None:
+        return HandedServer(app, public, drain_s=settings.drain_s, channel=channel)
+    return DrainingServer(
+        app,
+        public,
+        drain_s=settings.drain_s,
+        admin=None if admin is None else config(admin, settings.admin_port, None),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether nobody but this machine reaches `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _allow_open_files(needed: int) -> None:
+    """Raise this process's own limit of open files, as far as the system lets it."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 (Windows has none)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < needed:
+        _log.warning("fewer connections than the settings allow", open_files=most)
 
 
 class DrainingServer(uvicorn.Server):
@@ -29,14 +99,19 @@ class DrainingServer(uvicorn.Server):
     each answer says `Connection: close` while draining, so that a busy client leaves by itself.
     """
 
-    def __init__(self, app: FastAPI, config: uvicorn.Config, *, drain_s: float) -> None:
+    def __init__(
+        self, app: FastAPI, config: uvicorn.Config, *, drain_s: float, admin: uvicorn.Config | None = None
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._admin = admin
         self._drain_s = drain_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, then settle: what stands now stays, and need not be searched for garbage again."""
         await super().startup(sockets)
+        if self._admin is not None:
+            await self._listen_for_admins(self._admin)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.collect()
@@ -49,6 +124,32 @@ class DrainingServer(uvicorn.Server):
 
     def _reload(self) -> None:
         self._services.models.reload()
+        gate: Gate | None = self.lifespan.state["gate"]
+        if gate is not None and gate.keys is not None:
+            gate.keys.refresh()
+
+    async def _listen_for_admins(self, config: uvicorn.Config) -> None:
+        """Listen on a second port; what connects there lives and ends with the others."""
+        config.load()
+        connection: Any = config.http_protocol_class  # uvicorn's own type is less than what it calls
+        connect = partial(connection, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        try:
+            listener = await asyncio.get_running_loop().create_server(connect, config.host, config.port)
+        except OSError as error:
+            _log.critical("cannot start", reason=f"the admin port: {error}")
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        self.servers.append(listener)
+        _log.info("admin port open", host=config.host, port=config.port)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close slow connections, beside what uvicorn does ten times a second."""
+        if counter % _SLOW_TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, BoundedConnection):
+                    connection.close_if_slow(now)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, drain, then stop as uvicorn does."""

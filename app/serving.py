@@ -4,10 +4,8 @@ import signal
 import socket
 import sys
 
-import uvicorn
-
-from app.main import create_app
-from app.server import DrainingServer, HandedServer
+from app.main import create_admin_app, create_app
+from app.server import server_of
 from app.settings import Settings
 from app.telemetry.logging import configure_logging
 from app.telemetry.siblings import Siblings
@@ -23,23 +21,7 @@ def serve(settings: Settings, *, channel: socket.socket | None = None, siblings:
         signal.signal(stop, lambda *_: None)
     configure_logging(level=settings.log.level, style=settings.log.format, stream=sys.stdout)
     app = create_app(settings, siblings)
-    config = uvicorn.Config(
-        app,
-        host=settings.server.host,
-        port=settings.server.port,
-        loop="auto",  # uvloop where it exists
-        http="httptools",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=settings.server.keep_alive_s,
-        timeout_graceful_shutdown=settings.server.shutdown_timeout_s,
-    )
-    drain_s = settings.server.drain_s
-    if channel is None:
-        server = DrainingServer(app, config, drain_s=drain_s)
-    else:
-        server = HandedServer(app, config, drain_s=drain_s, channel=channel)
+    admin = create_admin_app(app, settings) if settings.server.admin_port else None
+    server = server_of(app, admin, settings.server, channel=channel)
     server.run()
     return server.started

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.errors import StartupError
+from app.security.limits import RateLimits
 
 PREFIX: Final = "SENTIMENT_"
 DELIMITER: Final = "__"
@@ -37,8 +38,28 @@ class Server(_Group):
     """An idle connection is closed after this time; keep it above the load balancer's."""
     drain_s: Annotated[float, Field(ge=0)] = 0.5
     """How long a stopping server leaves open connections to end with an answer before it closes idle ones."""
+    receive_timeout_s: Seconds = 20
+    """How long a client may take to send a request's head, to send its body, and to read its answer."""
+    max_connections: Positive = 2_048
+    """The most open connections; one more is refused with 503."""
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port for /metrics and what stands under /admin, which then leave the other one; 0 keeps them there."""
     shutdown_timeout_s: Positive = 35
     """How long a stopping server goes on answering what it accepted; no shorter than the timeouts of requests."""
+
+
+class Security(_Group):
+    """Who may ask, and how much."""
+
+    keys_file: str = ""
+    """File of API keys (TOML); without one, none is asked for."""
+    allow_anonymous: bool = False
+    """Answer requests without a key, too; without a keys file it takes this to listen on more than loopback."""
+    open_metrics: bool = False
+    """Answer /metrics without a key."""
+    rate_limits: RateLimits = ""
+    """Texts that a key without limits of its own, or an address without a key, may send, as in
+    `6000/minute, 1000000/day`."""
 
 
 class Limits(_Group):
@@ -108,7 +129,7 @@ class Cache(_Group):
     ttl_s: Seconds = 3_600
     """How long it remembers an answer."""
     redis_url: SecretStr = SecretStr("")
-    """A Redis in which processes share their answers; empty shares none."""
+    """A Redis in which processes share answers and rate limits; empty shares none."""
     redis_namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "sentiment"
     """What every key in Redis begins with."""
     redis_ttl_s: Seconds = 86_400
@@ -136,6 +157,7 @@ class Settings(BaseSettings):
     )
 
     server: Server = Server()
+    security: Security = Security()
     limits: Limits = Limits()
     model: Model = Model()
     batching: Batching = Batching()
@@ -145,6 +167,15 @@ class Settings(BaseSettings):
     def replace(self, group: str, values: Mapping[str, object]) -> Self:
         """Return these settings with other values in one group."""
         return self.model_copy(update={group: getattr(self, group).model_copy(update=values)})
+
+    @model_validator(mode="after")
+    def _one_process_has_an_admin_port(self) -> Self:
+        if self.server.admin_port and self.server.processes > 1:
+            raise ValueError(
+                "SENTIMENT_SERVER__ADMIN_PORT is for one process: with several, /metrics is on the service's port, "
+                "and SIGHUP changes the model"
+            )
+        return self
 
     @model_validator(mode="after")
     def _accepted_requests_outlive_the_stop(self) -> Self:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,10 @@ from app.inference.served import ServedModel
 from app.inference.session import Gpu, open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.rollout import Rollout
+from app.security.gate import Gate
+from app.security.keys import KeyRing
+from app.security.limits import Ledger, LocalLedger, parse_rate_limits
+from app.security.shared import CONNECTIONS, SharedLedger
 from app.services import Services
 from app.settings import Cache, Settings
 from app.telemetry.logging import log_batch_failure, log_breaker
@@ -87,6 +91,35 @@ class _Caches:
     def _observe(self, event: CacheEvent) -> None:
         self._metrics.observe_cache(event)
         log_breaker(event)
+
+
+@asynccontextmanager
+async def open_gate(settings: Settings) -> AsyncIterator[Gate | None]:
+    """Read the keys and open the ledger of rate limits; None, where whoever comes may ask for all he wants.
+
+    Raises:
+        StartupError: the file of keys or the address of Redis is not as it should be.
+    """
+    security = settings.security
+    if not (security.keys_file or security.rate_limits):
+        yield None
+        return
+    async with AsyncExitStack() as stack:
+        keys = None
+        if security.keys_file:
+            keys = KeyRing(Path(security.keys_file))
+            await stack.enter_async_context(keys.watched())
+        ledger: Ledger = LocalLedger()
+        if url := settings.cache.redis_url.get_secret_value():
+            from app.cache.redis_client import open_client  # noqa: PLC0415 (6 MiB, as above)
+
+            timeout_s = settings.cache.redis_timeout_s
+            client = open_client(url, connections=CONNECTIONS, timeout_s=timeout_s)
+            prefix = f"{settings.cache.redis_namespace}:limit:"
+            ledger = await stack.enter_async_context(
+                SharedLedger(client, fallback=ledger, prefix=prefix, timeout_s=timeout_s)
+            )
+        yield Gate(keys, ledger, parse_rate_limits(security.rate_limits))
 
 
 @asynccontextmanager

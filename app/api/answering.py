@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
+from app.api.admission import admit
 from app.api.dependencies import cache_use, timeout_s, while_connected
 from app.api.problems import problem_name
 from app.domain.errors import InvalidText, ServiceError
@@ -24,6 +25,8 @@ async def answer(
     Raises:
         ServiceError: `texts` were refused, or not all answered in time.
     """
+    if (gate := request.scope["state"].get("gate")) is not None:
+        await admit(request, gate, len(texts))
     longest_s = services.timeout_s if lane is Lane.INTERACTIVE else services.batch_timeout_s
     with lease or services.models.lease(texts[0] if texts else "") as used:
         try:

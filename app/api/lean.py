@@ -81,19 +81,23 @@ def parse(model: type[Body], content: bytes) -> Body:
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        if error.errors()[0]["type"] != "json_invalid":
-            raise _invalid(error.errors()) from None
+        if (problems := _problems(error))[0]["type"] != "json_invalid":
+            raise _invalid(problems) from None
     # Python's own parser also reads half an emoji, which JavaScript makes when it cuts a text, and names the place of a
     # mistake.
     try:
         return model.model_validate(json.loads(content))
     except ValidationError as error:
-        raise _invalid(error.errors()) from None
+        raise _invalid(_problems(error)) from None
     except json.JSONDecodeError as error:
         place = ("body", error.pos)
         raise RequestValidationError([{"type": "json_invalid", "loc": place, "ctx": {"error": error.msg}}]) from None
     except (ValueError, RecursionError):  # not UTF-8, or an endless number
         raise HTTPException(400) from None
+
+
+def _problems(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_input=False)  # the input may be megabytes of numbers
 
 
 def _invalid(problems: list[ErrorDetails]) -> RequestValidationError:

@@ -18,6 +18,11 @@ from app.services import Services
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 _REQUEST_ID: Final = REQUEST_ID_HEADER.lower().encode()
+# Answers tell of what people wrote: no cache between here and the client keeps them.
+SAFETY_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+BODY_OVERDUE: Final = "body_overdue"  # in the scope of a request whose body takes too long, as the connection knows
+KEY: Final = "key"  # in the scope of a request with an API key: what is known of it
+ANSWER_HEADERS: Final = "answer_headers"  # in the scope: what the answer is to carry, whatever it will be
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log = structlog.get_logger("app.requests")
@@ -52,7 +57,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((_REQUEST_ID, request_id.encode()))
+                headers = message["headers"]
+                headers.append((_REQUEST_ID, request_id.encode()))
+                headers.extend(SAFETY_HEADERS)
+                if (more := scope.get(ANSWER_HEADERS)) is not None:
+                    headers.extend(more)
                 if scope["app"].state.draining:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
@@ -78,11 +87,16 @@ class RequestContext:
             problem = scope.get("problem")
             services.metrics.observe_request(scope["method"], route, status, duration_s, problem=problem)
         if self._log_requests:
-            _log.info("request", method=scope["method"], route=route, status=status, ms=round(duration_s * 1e3, 1))
+            caller = {"key": scope[KEY].name} if KEY in scope else {}
+            ms = round(duration_s * 1e3, 1)
+            _log.info("request", method=scope["method"], route=route, status=status, ms=ms, **caller)
 
 
 class BodyLimit:
-    """Refuses a body over `max_bytes`: by its announced length before any of it is read, else when it gets there."""
+    """Refuses a body over `max_bytes`: by its announced length before any of it is read, else when it gets there.
+
+    Ends a request, too, whose body does not come to its end: overdue, or because the client left.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
@@ -95,15 +109,23 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "")
         too_long = announced.isdecimal() and int(announced) > self._max_bytes
         received = 0
+        complete = False
 
         async def receive_limited() -> Message:
-            nonlocal received
+            nonlocal received, complete
             if too_long:
                 raise self._refusal
             message = await receive()
+            if complete:
+                return message
+            if BODY_OVERDUE in scope and message.get("more_body", False):
+                raise HTTPException(408, headers={"Connection": "close"})
+            if message["type"] == "http.disconnect":
+                raise HTTPException(499)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._refusal
+            complete = not message.get("more_body", False)
             return message
 
         await self._app(scope, receive_limited, send)

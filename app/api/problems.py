@@ -16,13 +16,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.domain.errors import (
+    BatchOverLimit,
     BundleRefused,
     ChangeUnderWay,
     DeadlineExceeded,
     EmptyText,
     InvalidHeader,
     InvalidText,
+    LimitExceeded,
     ModelFailure,
+    NotAuthenticated,
+    NotPermitted,
     Overloaded,
     ServiceError,
     ShuttingDown,
@@ -35,6 +39,7 @@ _TYPE: Final = "urn:sentiment:problem:"
 _FRAGMENT: Final = "!$&'()*+,;=:@?"  # what RFC 3986 lets stand in a URI's fragment, beside letters and digits
 _NOT_JSON: Final = "not-json"
 _INVALID_REQUEST: Final = "invalid-request"
+_CHALLENGE: Final = 'Bearer realm="sentiment"'
 
 _log = structlog.get_logger(__name__)
 
@@ -79,6 +84,10 @@ _KINDS: Final[dict[type[ServiceError], _Kind]] = {
     BundleRefused: _Kind(422, "bundle-refused", "Bundle refused"),
     ChangeUnderWay: _Kind(409, "change-under-way", "Change under way"),
     UnknownModel: _Kind(404, "unknown-model", "Unknown model"),
+    NotAuthenticated: _Kind(401, "not-authenticated", "Not authenticated"),
+    NotPermitted: _Kind(403, "not-permitted", "Not permitted"),
+    LimitExceeded: _Kind(429, "limit-exceeded", "Rate limit exceeded"),
+    BatchOverLimit: _Kind(413, "batch-over-limit", "Batch over the rate limit"),
     Overloaded: _Kind(503, "overloaded", "Overloaded"),
     ShuttingDown: _Kind(503, "shutting-down", "Shutting down", "This server is stopping; try another, or again soon."),
     DeadlineExceeded: _Kind(504, "deadline-exceeded", "Deadline exceeded"),
@@ -93,9 +102,20 @@ _HTTP_KINDS: Final[dict[int, _Kind]] = {
         _Kind(400, _NOT_JSON, "Not JSON", "The body is not JSON."),
         _Kind(404, "not-found", "Not found", "Nothing is served at this address; /docs lists what is."),
         _Kind(405, "method-not-allowed", "Method not allowed"),
+        _Kind(408, "body-too-slow", "Request timeout", "The body did not arrive in time."),
         _Kind(413, "body-too-large", "Body too large"),
         _Kind(415, "not-json-type", "Unsupported media type", "Send the body as Content-Type: application/json."),
         _Kind(499, "client-closed-request", "Client closed request", "The client left before it was answered."),
+    )
+}
+
+# What a client is told that does not get as far as the application, by status.
+_CONNECTION_KINDS: Final[dict[int, _Kind]] = {
+    kind.status: kind
+    for kind in (
+        _Kind(400, "not-http", "Not HTTP", "What was sent is not HTTP."),
+        _Kind(431, "head-too-large", "Head too large", "The request has too many headers, or too long ones."),
+        _Kind(503, "too-many-connections", "Too many connections", "This server has as many connections as it takes."),
     )
 }
 
@@ -107,7 +127,8 @@ def _kind(error: ServiceError) -> _Kind:
 def problem_types() -> list[tuple[int, str]]:
     """Return status and name of every problem that the service answers with."""
     validation = [(400, _NOT_JSON), (422, _INVALID_REQUEST)]
-    return [*validation, *((kind.status, kind.name) for kind in (*_KINDS.values(), *_HTTP_KINDS.values()))]
+    kinds = (*_KINDS.values(), *_HTTP_KINDS.values(), *_CONNECTION_KINDS.values())
+    return [*validation, *((kind.status, kind.name) for kind in kinds)]
 
 
 def problem_name(error: ServiceError) -> str:
@@ -126,10 +147,10 @@ class ProblemResponse(Response):
 
     def __init__(self, name: str, content: str, status: int, headers: Mapping[str, str] | None) -> None:
         super().__init__(content, status, headers, media_type=MEDIA_TYPE)
-        self._name = name
+        self.name = name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 (ASGI)
-        scope["problem"] = self._name
+        scope["problem"] = self.name
         await super().__call__(scope, receive, send)
 
 
@@ -142,7 +163,7 @@ def problem_response(
     request_id: str | None,
     errors: Sequence[InvalidPart] = (),
     headers: Mapping[str, str] | None = None,
-) -> Response:
+) -> ProblemResponse:
     """Return a response in the form of RFC 9457; `name` ends its type."""
     problem = Problem(
         type=_TYPE + name,
@@ -157,9 +178,17 @@ def problem_response(
 
 def internal_problem(request_id: str | None) -> Response:
     """Return the answer to an error that nobody foresaw."""
-    kind = _KINDS[ServiceError]
+    return _problem(_KINDS[ServiceError], request_id)
+
+
+def connection_problem(status: int, request_id: str, headers: Mapping[str, str]) -> ProblemResponse:
+    """Return the answer to a connection that is about to be closed."""
+    return _problem(_CONNECTION_KINDS[status], request_id, headers)
+
+
+def _problem(kind: _Kind, request_id: str | None, headers: Mapping[str, str] | None = None) -> ProblemResponse:
     return problem_response(
-        kind.status, name=kind.name, title=kind.title, detail=kind.detail or "", request_id=request_id
+        kind.status, name=kind.name, title=kind.title, detail=kind.detail or "", request_id=request_id, headers=headers
     )
 
 
@@ -168,11 +197,6 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
     kind = _kind(error)
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request failed", error=type(error).__name__, reason=str(error))
-    headers = {}
-    if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
-    elif isinstance(error, ShuttingDown):
-        headers = {"Retry-After": "1", "Connection": "close"}
     detail = kind.detail or str(error)
     errors = [InvalidPart(pointer="#/text", detail=detail)] if isinstance(error, InvalidText) else []
     return problem_response(
@@ -182,8 +206,22 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         detail=detail,
         request_id=_request_id(request),
         errors=errors,
-        headers=headers,
+        headers=_headers(error),
     )
+
+
+def _headers(error: ServiceError) -> dict[str, str]:
+    match error:
+        case Overloaded() | LimitExceeded():
+            return {"Retry-After": str(max(1, ceil(error.retry_after_s)))}
+        case ShuttingDown():
+            return {"Retry-After": "1", "Connection": "close"}
+        case NotAuthenticated():
+            return {"WWW-Authenticate": _CHALLENGE + (', error="invalid_token"' if error.presented else "")}
+        case NotPermitted():
+            return {"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope", scope="{error.scope}"'}
+        case _:
+            return {}
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

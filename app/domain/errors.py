@@ -45,6 +45,34 @@ class ShuttingDown(Unavailable):
     """The service finishes what it accepted and takes nothing new."""
 
 
+class NotAuthenticated(ServiceError):
+    """No key came with the request, or none that is known."""
+
+    def __init__(self, message: str, *, presented: bool) -> None:
+        super().__init__(message)
+        self.presented = presented
+
+
+class NotPermitted(ServiceError):
+    """The key is known, and may not do this."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This key lacks the scope {scope!r}.")
+        self.scope = scope
+
+
+class LimitExceeded(ServiceError):
+    """The caller has used up what its rate limits allow for now."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BatchOverLimit(ServiceError):
+    """More texts than a rate limit of the caller allows at once, so that waiting would not help."""
+
+
 class ModelFailure(ServiceError):
     """The model raised, or answered with something that is no answer."""
 

@@ -111,6 +111,14 @@ class _Answers:
         self._truncated = Counter(
             "sentiment_truncated_texts", "Answers to texts longer than the model's window.", registry=registry
         )
+        self._admitted = _Children(
+            Counter(
+                "sentiment_key_texts",
+                "Texts that the door let in, by the name of their key.",
+                ["key"],
+                registry=registry,
+            )
+        )
         self._unanswered = _Children(
             Counter(
                 "sentiment_unanswered_texts",
@@ -129,6 +137,9 @@ class _Answers:
             self._uncertain.inc()
         if sentiment.truncated:
             self._truncated.inc()
+
+    def observe_admission(self, key: str, texts: int) -> None:
+        self._admitted[key,].inc(texts)
 
     def observe_unanswered(self, problem: str, texts: int) -> None:
         self._unanswered[problem,].inc(texts)
@@ -376,6 +387,10 @@ class Metrics:
     def observe_readiness(self, *, ready: bool) -> None:
         """Note what a health check was told."""
         self._requests.observe_readiness(ready)
+
+    def observe_admission(self, key: str | None, texts: int) -> None:
+        """Count texts that the door let in; `key` is a name out of the file of keys."""
+        self._answers.observe_admission(key or "", texts)
 
     def observe_answer(self, classified: Classified) -> None:
         """Count the answer to one text."""

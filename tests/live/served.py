@@ -97,7 +97,7 @@ def running_server(directory: Path, **settings: str) -> Iterator[RunningServer]:
 def _wait_for_address(process: subprocess.Popen[bytes], output: Path) -> str:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", output.read_text(encoding="utf-8")):
+        if found := re.search(r"running on (http://[\d.]+:\d+)", output.read_text(encoding="utf-8")):
             return found[1]
         time.sleep(0.05)
     raise TimeoutError(f"the server did not start: {output.read_text(encoding='utf-8')}")

@@ -17,7 +17,7 @@ def test_the_settings_table_is_what_the_settings_command_prints() -> None:
 
 
 def test_the_api_table_lists_every_route() -> None:
-    documented = set(re.findall(r"`(?:GET|POST) (/[^`]*)`", README))
+    documented = set(re.findall(r"`(?:GET|POST|PUT|DELETE) (/[^`]*)`", README))
     assert documented == set(create_app(Settings()).openapi()["paths"]) | {"/docs", "/openapi.json"}
 
 

@@ -55,6 +55,7 @@ def test_every_known_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     # These take any text.
     unread = {
         "SENTIMENT_SERVER__HOST",
+        "SENTIMENT_SECURITY__KEYS_FILE",
         "SENTIMENT_MODEL__PATH",
         "SENTIMENT_MODEL__ENGINE_CACHE",
         "SENTIMENT_CACHE__REDIS_URL",
@@ -103,6 +104,7 @@ def test_variables_of_others_are_none_of_our_business(monkeypatch: pytest.Monkey
         ("SENTIMENT_BATCHING__BULK_SHARE", "1"),
         ("SENTIMENT_BATCHING__WAIT_S", "-0.1"),
         ("SENTIMENT_CACHE__TTL_S", "0"),
+        ("SENTIMENT_SECURITY__RATE_LIMITS", "60/fortnight"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_with_the_name_of_its_variable(

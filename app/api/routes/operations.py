@@ -5,10 +5,11 @@ from fastapi import APIRouter, Request, Response
 from app.api.dependencies import ServicesDependency
 from app.api.schemas import Alive, ModelName, Readiness
 
-router = APIRouter(tags=["operations"])
+health = APIRouter(tags=["operations"])
+telemetry = APIRouter(tags=["operations"])
 
 
-@router.get(
+@health.get(
     "/health/live",
     summary="Is the process alive?",
     responses={503: {"model": Alive, "description": "The model hangs; only a restart helps"}},
@@ -21,7 +22,7 @@ async def live(services: ServicesDependency, response: Response) -> Alive:
     return Alive(status=reason or "alive")
 
 
-@router.get(
+@health.get(
     "/health/ready",
     summary="Should requests be sent here?",
     responses={503: {"model": Readiness, "description": "Not ready; the body has the reason"}},
@@ -43,7 +44,7 @@ async def ready(request: Request, services: ServicesDependency, response: Respon
     )
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@telemetry.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request, services: ServicesDependency) -> Response:
     """Answer with the metrics in Prometheus' or OpenMetrics' text format."""
     content, content_type = await services.metrics.render(request.headers.get("accept"))

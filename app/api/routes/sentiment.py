@@ -21,7 +21,7 @@ from app.inference.batcher import Lane
 
 router = APIRouter(prefix="/v1", tags=["sentiment"], route_class=LeanRoute)
 
-_PROBLEMS = problem_docs(400, 413, 415, 422, 500, 503, 504)
+_PROBLEMS = problem_docs(400, 401, 403, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 _CACHE_CONTROL = {
     "name": "Cache-Control",
     "in": "header",

@@ -1,0 +1,168 @@
+"""One connection: uvicorn's, with the bounds that it lacks.
+
+uvicorn waits for ever for a head, a body or a reader, takes a head of any size, and tells in plain text what is
+wrong. `DrainingServer` looks at each connection twice a second, so that no request sets a timer.
+"""
+
+import secrets
+from asyncio import AbstractEventLoop, BaseTransport
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.api.middleware import BODY_OVERDUE, REQUEST_ID_HEADER, SAFETY_HEADERS
+from app.api.problems import connection_problem
+from app.services import Services
+
+_MOST_HEADERS: Final = 100
+_MOST_HEAD_BYTES: Final = 32_768
+_FRAMING: Final = 6  # bytes of a chunk that carries one
+
+_NOT_HTTP: Final = 400
+_HEAD_TOO_LARGE: Final = 431
+_TOO_MANY_CONNECTIONS: Final = 503
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a connection may ask of the server."""
+
+    receive_timeout_s: float  # for a head, for a body, and for an answer to be read
+    max_connections: int | None
+
+
+class _Refused(Exception):
+    """Keeps the parser from going on."""
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """Closes slow connections, refuses large heads, and refuses itself if there are too many."""
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        *,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._bounds = bounds
+        self._waiting_since: float | None = self.loop.time()  # for what the client is to send; None: for nothing
+        self._fed = 0  # bytes of this request, of its body, and whether that has begun
+        self._body = 0
+        self._in_body = False
+        self._unread_since: float | None = None  # since when the client has read too little of its answers
+        self._refusal = _NOT_HTTP
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """Begin, or refuse to."""
+        super().connection_made(transport)  # type: ignore[arg-type]  # asyncio gives a protocol what it asked for
+        if self._bounds.max_connections is not None and len(self.connections) > self._bounds.max_connections:
+            self._refuse(_TOO_MANY_CONNECTIONS, {"Retry-After": "1"})
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and no more than a request may need beside its body."""
+        if self._waiting_since is None:
+            self._waiting_since = self.loop.time()
+        self._fed += len(data)
+        super().data_received(data)
+        # Else one header, or trailers after the last chunk, might have no end.
+        if self._waiting_since is not None and self._fed - self._body > _MOST_HEAD_BYTES + _FRAMING * self._body:
+            self._refuse(_HEAD_TOO_LARGE)
+
+    def on_headers_complete(self) -> None:
+        """Go on to the body, if the head is not too large."""
+        if len(self.headers) > _MOST_HEADERS or (
+            self._fed > _MOST_HEAD_BYTES and self._head_bytes() > _MOST_HEAD_BYTES
+        ):
+            self._refusal = _HEAD_TOO_LARGE
+            raise _Refused
+        self._in_body = True
+        self._waiting_since = self.loop.time()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count what is no head."""
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Wait for nothing."""
+        self._waiting_since = None
+        self._fed = self._body = 0
+        self._in_body = False
+        super().on_message_complete()
+
+    def resume_writing(self) -> None:
+        """Take note that the client reads."""
+        super().resume_writing()
+        self._unread_since = None
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's words)
+        """Answer what the parser takes for no HTTP, or what was refused in the middle of it."""
+        self._refuse(self._refusal)
+
+    def close_if_slow(self, now: float) -> None:
+        """Close, if the client takes too long to send what it began, or to read its answer."""
+        timeout_s = self._bounds.receive_timeout_s
+        if self._waiting_since is not None and now - self._waiting_since > timeout_s:
+            self._stop_waiting(now)
+        if not self.transport.get_write_buffer_size():
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        elif now - self._unread_since > timeout_s:
+            _log.info("closed a connection", reason="the answer was not read")
+            self.transport.abort()
+
+    def _stop_waiting(self, now: float) -> None:
+        if not self._in_body and self._answering:
+            self._waiting_since = now  # it is our turn, whatever the client has begun to send meanwhile
+            return
+        if self._in_body and not self.cycle.response_started and BODY_OVERDUE not in self.cycle.scope:
+            # The application answers, and has as long to do so as the client had.
+            self._waiting_since = now
+            self.cycle.scope[BODY_OVERDUE] = True  # type: ignore[typeddict-unknown-key]  # a key of our own
+            self.cycle.message_event.set()
+            return
+        if self._fed:
+            _log.info("closed a connection", reason="the request was not sent")
+        self._waiting_since = None
+        self.transport.close()
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
+        """Tell the client why, and close."""
+        if self.transport.is_closing():
+            return
+        self._waiting_since = None
+        if self.pipeline or (self.cycle.response_started if self._in_body else self._answering):
+            self.transport.close()  # two answers would be read as one
+            return
+        if self._in_body:  # the application is waiting for the rest
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        request_id = secrets.token_hex(16)
+        response = connection_problem(
+            status, request_id, {REQUEST_ID_HEADER: request_id, "Connection": "close", **(headers or {})}
+        )
+        services: Services = self.app_state["services"]
+        services.metrics.observe_request("other", "unmatched", status, 0, problem=response.name)
+        lines = [*self.server_state.default_headers, *response.raw_headers, *SAFETY_HEADERS]
+        head = b"".join(b"%b: %b\r\n" % line for line in lines)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, bytes(response.body)))
+        self.transport.close()

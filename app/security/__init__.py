@@ -1,0 +1,1 @@
+"""Who may ask, and how much. Pure of HTTP: `app.api.admission` speaks for it."""
