@@ -62,7 +62,7 @@ chaos: .venv/load/ready
 # Pins the newest versions that pyproject.toml allows; run the tests before you keep them.
 pins:
 	$(PYTHON) -m venv --clear .venv/pins
-	.venv/pins/bin/pip install --quiet --disable-pip-version-check '.[cpu,test,lint,train,load]'
+	.venv/pins/bin/pip install --quiet --disable-pip-version-check '.[cpu,half,test,lint,train,load]'
 	.venv/pins/bin/pip list --disable-pip-version-check --format=freeze --exclude pip --exclude chinese-sentiment | \
 	sed 's/+.*//' >constraints.txt
 

@@ -105,7 +105,7 @@ def test_metrics_have_a_port_of_their_own_that_lives_as_long_as_the_server(
         with httpx.Client(base_url=server.address) as client:
             assert client.get("/metrics").status_code == 404
             # Though the other port has all the connections that it takes.
-            assert "sentiment_texts_total" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+            assert "sentiment_model_info" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
             assert httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
             assert httpx.post(f"http://127.0.0.1:{port}/v1/sentiment", json={"text": "好"}).status_code == 404
         assert server.stop() == 0

@@ -17,7 +17,9 @@ def _requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
     # Their versions are exact where they stand: an environment for a GPU is no environment of the tests.
     groups = [PROJECT["dependencies"], *(group for name, group in extras.items() if name != "gpu")]
-    return [Requirement(line) for group in groups for line in group]
+    found = [Requirement(line) for group in groups for line in group]
+    # What belongs to some versions of Python is pinned by one of them alone.
+    return [wanted for wanted in found if "python_version" not in str(wanted.marker)]
 
 
 def _pins() -> dict[str, Version]:
