@@ -10,6 +10,7 @@ import pytest
 
 from app.doctor import Finding, diagnose
 from app.inference.bundle import TOKENIZER
+from app.inference.processor import usable_threads
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -87,6 +88,13 @@ def test_an_address_of_another_machine_is_found(monkeypatch: pytest.MonkeyPatch,
 def test_more_threads_than_there_are_processors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENTIMENT_MODEL__THREADS", "4096")
     assert _failures() == ["threads"]
+
+
+def test_more_threads_in_all_processes_than_there_are_processors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_SERVER__PROCESSES", str(usable_threads()))
+    assert _findings()["threads"].fix is None
+    monkeypatch.setenv("SENTIMENT_MODEL__THREADS", "2")
+    assert _findings()["threads"].fix == "set SENTIMENT_MODEL__THREADS to 0, or to 1"
 
 
 def test_a_damaged_bundle_ends_the_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
