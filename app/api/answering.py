@@ -6,11 +6,13 @@ from fastapi import Request
 
 from app.api.admission import admit
 from app.api.dependencies import cache_use, timeout_s, while_connected
+from app.api.middleware import TIMELINE
 from app.api.problems import problem_name
 from app.domain.errors import InvalidText, ServiceError
 from app.inference.batcher import Lane
 from app.inference.bundle import Manifest
 from app.inference.classifier import Classified
+from app.inference.timeline import Timeline
 from app.rollout import Lease
 from app.services import Services
 
@@ -28,11 +30,16 @@ async def answer(
     if (gate := request.scope["state"].get("gate")) is not None:
         await admit(request, gate, len(texts))
     longest_s = services.timeout_s if lane is Lane.INTERACTIVE else services.batch_timeout_s
+    timeline = request.scope[TIMELINE] = Timeline()
     with lease or services.models.lease(texts[0] if texts else "") as used:
         try:
             async with while_connected(request):
                 outcomes = await used.model.classifier.classify_many(
-                    texts, timeout_s=timeout_s(request, longest_s), lane=lane, cache_use=cache_use(request)
+                    texts,
+                    timeout_s=timeout_s(request, longest_s),
+                    lane=lane,
+                    cache_use=cache_use(request),
+                    timeline=timeline,
                 )
         except ServiceError as error:
             services.metrics.observe_unanswered(problem_name(error), len(texts))

@@ -1,4 +1,4 @@
-"""Around every request: its id, log line and metrics, the limit of its body, an answer to unforeseen errors."""
+"""Around every request: its id, log line, metrics and timing, the limit of its body, an answer to unforeseen errors."""
 
 import re
 import secrets
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dialects import Translate, translating
 from app.api.problems import internal_problem
+from app.inference.timeline import Timeline
 from app.services import Services
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
@@ -23,6 +24,7 @@ SAFETY_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-contr
 BODY_OVERDUE: Final = "body_overdue"  # in the scope of a request whose body takes too long, as the connection knows
 KEY: Final = "key"  # in the scope of a request with an API key: what is known of it
 ANSWER_HEADERS: Final = "answer_headers"  # in the scope: what the answer is to carry, whatever it will be
+TIMELINE: Final = "timeline"  # in the scope of a request that the classifier works for
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log = structlog.get_logger("app.requests")
@@ -62,6 +64,9 @@ class RequestContext:
                 headers.extend(SAFETY_HEADERS)
                 if (more := scope.get(ANSWER_HEADERS)) is not None:
                     headers.extend(more)
+                timeline: Timeline | None = scope.get(TIMELINE)
+                if timeline is not None and (timing := timeline.server_timing()):
+                    headers.append((b"server-timing", timing.encode()))
                 if scope["app"].state.draining:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)

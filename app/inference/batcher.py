@@ -92,6 +92,16 @@ class Refused:
 BatchEvent: TypeAlias = BatchStarted | BatchFinished | Refused
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """An item came back from the model: when it began to wait and to run, and how many ran with it."""
+
+    queued_s: float
+    started_s: float
+    ended_s: float
+    items: int
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item, Result]):
     item: Item
@@ -100,6 +110,7 @@ class _Waiting(Generic[Item, Result]):
     since: float
     future: asyncio.Future[Result]
     lane: Lane
+    ran: Callable[[Ran], None]
 
     @property
     def order(self) -> tuple[int, int]:
@@ -265,11 +276,17 @@ class Batcher(Generic[Item, Result]):
             raise Overloaded(wait_s)
 
     def enqueue(
-        self, items: Sequence[Item], lane: Lane = Lane.INTERACTIVE, *, within_s: float | None = None
+        self,
+        items: Sequence[Item],
+        lane: Lane = Lane.INTERACTIVE,
+        *,
+        within_s: float | None = None,
+        ran: Callable[[Ran], None] = lambda _: None,
     ) -> list[asyncio.Future[Result]]:
         """Accept all `items` or none; return a future for each.
 
         With `within_s`, items that would start later than that, by what waits before them, are refused at the door.
+        `ran` hears of each item that comes back, before its future ends.
 
         A future ends with its result or with `ModelFailure`. Cancelling it withdraws the item.
 
@@ -288,7 +305,7 @@ class Batcher(Generic[Item, Result]):
         futures = []
         for item, size in zip(items, sizes, strict=True):
             waiting: _Waiting[Item, Result] = _Waiting(
-                item, size, next(self._numbers), loop.time(), loop.create_future(), lane
+                item, size, next(self._numbers), loop.time(), loop.create_future(), lane, ran
             )
             waiting.future.add_done_callback(partial(self._forget, waiting))
             queue.add(waiting)
@@ -411,6 +428,7 @@ class Batcher(Generic[Item, Result]):
         del self._started[task]
         self._start_batches()
         for waiting, each in zip(batch, outcomes, strict=True):
+            waiting.ran(Ran(waiting.since, started, started + run_s, len(batch)))
             # A caller that left has cancelled its future.
             with suppress(asyncio.InvalidStateError):
                 if isinstance(each, ModelFailure):

@@ -5,6 +5,7 @@ Knows the order of the steps; nothing of HTTP, Redis or ONNX.
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +19,7 @@ from app.domain.sentiment import Sentiment
 from app.inference.batcher import Batcher, Lane
 from app.inference.engine import Probabilities
 from app.inference.single_flight import SingleFlight
+from app.inference.timeline import Timeline
 from app.inference.tokenizer import TokenIds, TokenizedText, Tokenizer
 
 # Cleaning or tokenising more than this (about 1 ms of work) leaves the event loop for a thread.
@@ -99,10 +101,11 @@ class Classifier:
         timeout_s: float | None,
         lane: Lane = Lane.BULK,
         cache_use: CacheUse = CacheUse.FULL,
+        timeline: Timeline | None = None,
     ) -> list[Classified | ServiceError]:
         """Return, in order, an answer for each of `texts` or the error that concerns it alone.
 
-        `timeout_s` None waits for as long as it takes.
+        `timeout_s` None waits for as long as it takes; `timeline` takes note of where the time goes.
 
         Raises:
             Unavailable: `texts` were refused, or not all answered in time.
@@ -111,7 +114,7 @@ class Classifier:
             async with asyncio.timeout(timeout_s):
                 cleaned = await _off_loop_if_long(texts, self._accept_all)
                 keys = {self._digest(text): text for text in cleaned if isinstance(text, str)}
-                found = await self._find(keys, lane, timeout_s, cache_use)
+                found = await self._find(keys, lane, timeout_s, cache_use, timeline or Timeline())
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
         return [found[self._digest(text)] if isinstance(text, str) else text for text in cleaned]
@@ -132,9 +135,18 @@ class Classifier:
         return hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
 
     async def _find(
-        self, texts: Mapping[bytes, str], lane: Lane, within_s: float | None, cache_use: CacheUse
+        self,
+        texts: Mapping[bytes, str],
+        lane: Lane,
+        within_s: float | None,
+        cache_use: CacheUse,
+        timeline: Timeline,
     ) -> dict[bytes, Classified | ServiceError]:
-        remembered = await self._cache.get_many(list(texts)) if cache_use is CacheUse.FULL else {}
+        remembered: Mapping[bytes, Sentiment] = {}
+        if cache_use is CacheUse.FULL:
+            begun_s = time.monotonic()
+            remembered = await self._cache.get_many(list(texts))
+            timeline.cache = begun_s, time.monotonic()
         found: dict[bytes, Classified | ServiceError] = {
             key: Classified(sentiment, cached=True) for key, sentiment in remembered.items()
         }
@@ -143,11 +155,15 @@ class Classifier:
             return found
         # Refusing must cost little, or an overload feeds on itself: before the tokens are made.
         self._batcher.admit(sum(key not in self._flights for key in missing), lane, within_s=within_s)
+        begun_s = time.monotonic()
         tokenized = await _off_loop_if_long([texts[key] for key in missing], self._tokenizer.encode)
+        timeline.tokenise = begun_s, time.monotonic()
         computed: dict[bytes, Sentiment] = {}
 
         def start(indexes: Sequence[int]) -> list[asyncio.Future[Probabilities]]:
-            futures = self._batcher.enqueue([tokenized[index].ids for index in indexes], lane, within_s=within_s)
+            futures = self._batcher.enqueue(
+                [tokenized[index].ids for index in indexes], lane, within_s=within_s, ran=timeline.add
+            )
             for index, future in zip(indexes, futures, strict=True):
                 future.add_done_callback(partial(self._note, computed, missing[index], tokenized[index]))
             return futures

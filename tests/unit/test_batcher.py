@@ -17,6 +17,7 @@ from app.inference.batcher import (
     BatchPolicy,
     BatchStarted,
     Lane,
+    Ran,
     RefusalReason,
     Refused,
     batch_counts,
@@ -653,6 +654,17 @@ async def test_events_tell_what_ran_and_how_it_ended() -> None:
         BatchStarted(Lane.BULK, items=2, tokens=5, padded_tokens=6, waits_s=(0.75, 0.75)),
         BatchFinished(Lane.BULK, items=2, padded_tokens=6, run_s=1.0, error=failure, failed=2),
     ]
+
+
+async def test_each_caller_hears_when_its_items_waited_and_ran() -> None:
+    heard: dict[str, list[Ran]] = {"one": [], "other": []}
+    async with batching(FakeModel()) as batcher:
+        batcher.enqueue(["busy"])
+        await asyncio.sleep(0.25)
+        batcher.enqueue(["a", "b"], ran=heard["one"].append)
+        await asyncio.sleep(0.25)
+        batcher.enqueue(["c"], ran=heard["other"].append)
+    assert heard == {"one": [Ran(0.25, 1.0, 2.0, items=3)] * 2, "other": [Ran(0.5, 1.0, 2.0, items=3)]}
 
 
 @pytest.mark.parametrize(
