@@ -1,5 +1,6 @@
 """The application: ``uvicorn --factory app.main:create_app``, or ``python -m app serve``."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 from app.api.admission import Authentication
 from app.api.docs import add_docs
 from app.api.lean import Shortcut
-from app.api.middleware import BodyLimit, RequestContext
+from app.api.middleware import BeginTrace, BodyLimit, RequestContext
 from app.api.problems import PROBLEMS, Problem
 from app.api.routes import admin, huggingface, open_inference, operations, sentiment, tei
 from app.domain.errors import StartupError
@@ -43,11 +44,14 @@ def create_app(settings: Settings | None = None, siblings: Siblings | None = Non
     the processes beside this one.
 
     Raises:
-        StartupError: `settings` is None and the environment does not make valid settings.
+        StartupError: `settings` is None and the environment does not make valid settings, or tracing is to be on and
+            its libraries are not there.
     """
     if settings is None:
         settings = load_settings()
         configure_logging(level=settings.log.level, style=settings.log.format, stream=sys.stdout)
+
+    begin_trace, end_tracing = _open_tracing() if settings.tracing.enabled else (None, lambda: None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[_State]:
@@ -57,13 +61,15 @@ def create_app(settings: Settings | None = None, siblings: Siblings | None = Non
         except StartupError as error:
             _log.critical("cannot start", reason=str(error))
             raise
+        finally:
+            await asyncio.to_thread(end_tracing)
 
     routers = [sentiment.router, *(protocol.router for protocol in _PROTOCOLS), operations.health]
     if siblings is not None:
         routers.append(operations.telemetry)  # a model is changed in all processes or in none: by SIGHUP
     elif not settings.server.admin_port:
         routers += _FOR_ADMINS
-    app = _assemble(routers, settings, lifespan)
+    app = _assemble(routers, settings, lifespan, begin_trace)
     app.state.draining = False
     return app
 
@@ -75,7 +81,12 @@ def create_admin_app(app: FastAPI, settings: Settings) -> FastAPI:
     return other
 
 
-def _assemble(routers: Sequence[APIRouter], settings: Settings, lifespan: Callable[[FastAPI], Any] | None) -> FastAPI:
+def _assemble(
+    routers: Sequence[APIRouter],
+    settings: Settings,
+    lifespan: Callable[[FastAPI], Any] | None,
+    begin_trace: BeginTrace | None = None,
+) -> FastAPI:
     app = FastAPIOffline(  # /docs without a content delivery network, which closed networks do not reach
         title="Chinese sentiment",
         summary="What people feel, from what they write in Chinese.",
@@ -84,6 +95,8 @@ def _assemble(routers: Sequence[APIRouter], settings: Settings, lifespan: Callab
         docs_url=None,  # below, with a policy of what the page may load
         redoc_url=None,
         redirect_slashes=False,  # an unknown address is an unknown address
+        # Its own traces and logs hold paths, queries and invalid input: what people wrote. Ours are in app.telemetry.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(Shortcut, routes=[route for router in routers for route in router.routes], problems=PROBLEMS)
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
@@ -95,7 +108,7 @@ def _assemble(routers: Sequence[APIRouter], settings: Settings, lifespan: Callab
             open_metrics=security.open_metrics or not security.keys_file,
         )
     dialects = {path: answer for protocol in _PROTOCOLS for path, answer in protocol.DIALECT.items()}
-    app.add_middleware(RequestContext, log_requests=settings.log.requests, dialects=dialects)
+    app.add_middleware(RequestContext, log_requests=settings.log.requests, dialects=dialects, begin_trace=begin_trace)
     for kind, handler in PROBLEMS.items():
         app.add_exception_handler(kind, handler)
     for router in routers:
@@ -103,6 +116,16 @@ def _assemble(routers: Sequence[APIRouter], settings: Settings, lifespan: Callab
     add_docs(app)
     _describe(app, asks_for_keys=bool(security.keys_file))
     return app
+
+
+def _open_tracing() -> tuple[BeginTrace, Callable[[], None]]:
+    """Return what begins the trace of a request, and what sends the last ones."""
+    try:
+        from app.telemetry.tracing import Tracing  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError as error:
+        raise StartupError(f"tracing needs {error.name}: install the extra [tracing]") from None
+    tracing = Tracing()
+    return tracing.begin, tracing.close
 
 
 def _describe(app: FastAPI, *, asks_for_keys: bool) -> None:

@@ -149,6 +149,13 @@ class Log(_Group):
     """Write a line for each request."""
 
 
+class Tracing(_Group):
+    """OpenTelemetry traces; where they go and which are kept, variables OTEL_* say."""
+
+    enabled: bool = False
+    """Send a trace of each request to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra [tracing]."""
+
+
 class Settings(BaseSettings):
     """Every setting of the service, by group."""
 
@@ -163,6 +170,7 @@ class Settings(BaseSettings):
     batching: Batching = Batching()
     cache: Cache = Cache()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
     def replace(self, group: str, values: Mapping[str, object]) -> Self:
         """Return these settings with other values in one group."""

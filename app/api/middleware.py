@@ -3,9 +3,9 @@
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,9 +25,28 @@ BODY_OVERDUE: Final = "body_overdue"  # in the scope of a request whose body tak
 KEY: Final = "key"  # in the scope of a request with an API key: what is known of it
 ANSWER_HEADERS: Final = "answer_headers"  # in the scope: what the answer is to carry, whatever it will be
 TIMELINE: Final = "timeline"  # in the scope of a request that the classifier works for
+_UNTRACED: Final = ("/metrics", "/health", "/v2/health")  # asked every few seconds
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log = structlog.get_logger("app.requests")
+
+
+class RequestTrace(Protocol):
+    """What the tracer tells of a request's trace, and wants to hear of the request."""
+
+    trace_id: str
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """What leads from a metric to this trace, if it is kept."""
+        ...
+
+    def end(self, *, method: str, route: str, status: int, problem: str | None, timeline: Timeline | None) -> None:
+        """End the request's span."""
+        ...
+
+
+BeginTrace: TypeAlias = Callable[[Mapping[str, str]], RequestTrace]
 
 
 class RequestContext:
@@ -37,10 +56,18 @@ class RequestContext:
     A problem at an address whose first part is in `dialects` is told as the protocol there tells it.
     """
 
-    def __init__(self, app: ASGIApp, *, log_requests: bool, dialects: Mapping[str, Translate]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        log_requests: bool,
+        dialects: Mapping[str, Translate],
+        begin_trace: BeginTrace | None = None,
+    ) -> None:
         self._app = app
         self._log_requests = log_requests
         self._dialects = dialects
+        self._begin_trace = begin_trace
         self._prefix = secrets.token_hex(8)  # of this process; one system call a request costs more than all else here
         self._numbers = count()
 
@@ -49,7 +76,8 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or ""
+        headers = Headers(scope=scope)
+        request_id = headers.get(REQUEST_ID_HEADER) or ""
         if not _ACCEPTABLE_ID.fullmatch(request_id):
             request_id = f"{self._prefix}{next(self._numbers):016x}"
         scope["request_id"] = request_id
@@ -74,6 +102,10 @@ class RequestContext:
         translate = self._dialects.get(scope["path"].lstrip("/").partition("/")[0])
         answer = send_with_id if translate is None else translating(send_with_id, translate)
         structlog.contextvars.bind_contextvars(request_id=request_id)  # each request has a context of its own
+        trace = None
+        if self._begin_trace is not None and not scope["path"].startswith(_UNTRACED):
+            trace = self._begin_trace(headers)
+            structlog.contextvars.bind_contextvars(trace_id=trace.trace_id)
         try:
             await self._app(scope, receive, answer)
         except Exception:
@@ -82,19 +114,28 @@ class RequestContext:
                 raise  # the answer has begun: only cutting it off tells the client
             await internal_problem(request_id)(scope, receive, answer)
         finally:
-            self._report(scope, status, time.perf_counter() - started)
+            self._report(scope, status, time.perf_counter() - started, trace)
 
-    def _report(self, scope: Scope, status: int, duration_s: float) -> None:
+    def _report(self, scope: Scope, status: int, duration_s: float, trace: RequestTrace | None) -> None:
         # The template of the route: raw paths would make endless labels, and may hold what a client typed.
         route = getattr(scope.get("route"), "path", "unmatched")
         services: Services | None = scope.get("state", {}).get("services")
+        problem = scope.get("problem")
         if services is not None:
-            problem = scope.get("problem")
-            services.metrics.observe_request(scope["method"], route, status, duration_s, problem=problem)
+            services.metrics.observe_request(
+                scope["method"],
+                route,
+                status,
+                duration_s,
+                problem=problem,
+                exemplar=None if trace is None else trace.exemplar,
+            )
         if self._log_requests:
             caller = {"key": scope[KEY].name} if KEY in scope else {}
             ms = round(duration_s * 1e3, 1)
             _log.info("request", method=scope["method"], route=route, status=status, ms=ms, **caller)
+        if trace is not None:
+            trace.end(method=scope["method"], route=route, status=status, problem=problem, timeline=scope.get(TIMELINE))
 
 
 class BodyLimit:

@@ -79,9 +79,18 @@ class _Requests:
         self._ready = Gauge("sentiment_ready", "Whether the last answer of /health/ready was 200.", registry=registry)
         self._ready.set(1)  # the model has been proven before anybody may ask
 
-    def observe(self, method: str, route: str, status: int, duration_s: float, problem: str | None) -> None:
+    def observe(
+        self,
+        method: str,
+        route: str,
+        status: int,
+        duration_s: float,
+        *,
+        problem: str | None,
+        exemplar: dict[str, str] | None,
+    ) -> None:
         self._count[method if method in _METHODS else "other", route, status].inc()
-        self._duration[route,].observe(duration_s)
+        self._duration[route,].observe(duration_s, exemplar)
         if problem is not None:
             self._problems[route, problem].inc()
 
@@ -379,10 +388,20 @@ class Metrics:
             self._redis.observe(event)
 
     def observe_request(
-        self, method: str, route: str, status: int, duration_s: float, *, problem: str | None = None
+        self,
+        method: str,
+        route: str,
+        status: int,
+        duration_s: float,
+        *,
+        problem: str | None = None,
+        exemplar: dict[str, str] | None = None,
     ) -> None:
-        """Count an answered request; `route` is a template, never a raw path, `problem` the end of a problem's type."""
-        self._requests.observe(method, route, status, duration_s, problem)
+        """Count an answered request; `route` is a template, never a raw path, `problem` the end of a problem's type.
+
+        `exemplar` leads to its trace.
+        """
+        self._requests.observe(method, route, status, duration_s, problem=problem, exemplar=exemplar)
 
     def observe_readiness(self, *, ready: bool) -> None:
         """Note what a health check was told."""
