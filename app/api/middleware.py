@@ -3,7 +3,7 @@
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Final, Protocol, TypeAlias
 
@@ -87,14 +87,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"]
-                headers.append((_REQUEST_ID, request_id.encode()))
-                headers.extend(SAFETY_HEADERS)
-                if (more := scope.get(ANSWER_HEADERS)) is not None:
-                    headers.extend(more)
-                timeline: Timeline | None = scope.get(TIMELINE)
-                if timeline is not None and (timing := timeline.server_timing()):
-                    headers.append((b"server-timing", timing.encode()))
+                message["headers"].extend(_own_headers(scope, request_id))
                 if scope["app"].state.draining:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
@@ -136,6 +129,16 @@ class RequestContext:
             _log.info("request", method=scope["method"], route=route, status=status, ms=ms, **caller)
         if trace is not None:
             trace.end(method=scope["method"], route=route, status=status, problem=problem, timeline=scope.get(TIMELINE))
+
+
+def _own_headers(scope: Scope, request_id: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yield what every answer carries."""
+    yield _REQUEST_ID, request_id.encode()
+    yield from SAFETY_HEADERS
+    yield from scope.get(ANSWER_HEADERS, ())
+    timeline: Timeline | None = scope.get(TIMELINE)
+    if timeline is not None and (timing := timeline.server_timing()):
+        yield b"server-timing", timing.encode()
 
 
 class BodyLimit:
