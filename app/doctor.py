@@ -5,6 +5,7 @@ import errno
 import os
 import platform
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,10 +15,11 @@ from typing import Final, Literal
 from app.domain.errors import StartupError
 from app.inference.bundle import Bundle, open_bundle
 from app.inference.processor import has_bf16, processor_flags, usable_threads
-from app.settings import Server, Settings, describe_settings, load_settings
+from app.settings import Cache, Server, Settings, describe_settings, load_settings
 
 _PACKAGES: Final = ("tokenizers", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "prometheus-client")
 _FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+_REDIS_S: Final = 3.0
 _DRIVER: Final = Path("/proc/driver/nvidia/version")
 
 
@@ -53,6 +55,7 @@ def diagnose() -> Iterator[Finding]:
     yield _processor()
     yield _threads(settings)
     yield _port(settings.server)
+    yield _redis(settings.cache)
     try:
         bundle = open_bundle(settings.model.path)
     except StartupError as error:
@@ -117,6 +120,34 @@ def _port(server: Server) -> Finding:
         fix = fixes.get(error.errno or 0, "set SENTIMENT_SERVER__HOST to an address of this machine")
         return Finding("port", f"{place} cannot be had: {error.strerror}", fix)
     return Finding("port", f"{place} is free")
+
+
+def _redis(cache: Cache) -> Finding:
+    from app.cache.redis_client import open_client, reason_of  # noqa: PLC0415 (few need its library)
+
+    url = cache.redis_url.get_secret_value()
+    if not url:
+        return Finding("redis", "none is set, answers are remembered in memory alone", absent=True)
+
+    async def ask() -> float:
+        client = open_client(url, connections=1, timeout_s=_REDIS_S)
+        try:
+            async with asyncio.timeout(_REDIS_S):
+                await client.connect()
+                started = time.perf_counter()
+                await client.read([f"{cache.redis_namespace}:doctor".encode()])
+                return time.perf_counter() - started
+        finally:
+            await client.aclose()
+
+    try:
+        return Finding("redis", f"answers in {asyncio.run(ask()) * 1e3:.1f} ms")
+    except StartupError as error:
+        return Finding("redis", str(error), "correct SENTIMENT_CACHE__REDIS_URL")
+    except Exception as error:  # noqa: BLE001 (the library, the system and the clock each have errors of their own)
+        return Finding(
+            "redis", reason_of(error), "start it, or correct SENTIMENT_CACHE__REDIS_URL; serving goes on without"
+        )
 
 
 def _providers(settings: Settings, bundle: Bundle) -> Iterator[Finding]:

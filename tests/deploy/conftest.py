@@ -8,17 +8,18 @@ import pytest
 
 from tests.deploy.promql import Series, read_scrape
 from tests.live.served import RunningServer, running_server
+from tests.redis_server import running_redis
 from tests.tiny_bundle import POISON
 
 
 @pytest.fixture(scope="session")
 def visited(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[RunningServer]:
     """A server that has met every kind of request."""
-    with running_server(
-        tmp_path_factory.mktemp("server"), MODEL__PATH=str(tiny_bundle), MODEL__PROVIDER="cpu"
-    ) as server:
-        visit(server)
-        yield server
+    with running_redis(tmp_path_factory.mktemp("redis")) as redis:
+        settings = {"MODEL__PATH": str(tiny_bundle), "MODEL__PROVIDER": "cpu", "CACHE__REDIS_URL": redis.url}
+        with running_server(tmp_path_factory.mktemp("server"), **settings) as server:
+            visit(server)
+            yield server
 
 
 def visit(server: RunningServer) -> None:

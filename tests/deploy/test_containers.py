@@ -19,7 +19,7 @@ from app.settings import Settings, describe_settings
 from tests.live.served import ROOT, RunningServer
 
 # Settings of what is not part of this version yet.
-LATER: Final = {"SENTIMENT_CACHE__REDIS_URL", "SENTIMENT_SECURITY__ALLOW_ANONYMOUS", "SENTIMENT_SECURITY__KEYS_FILE"}
+LATER: Final = {"SENTIMENT_SECURITY__ALLOW_ANONYMOUS", "SENTIMENT_SECURITY__KEYS_FILE"}
 README: Final = ROOT.joinpath("README.md").read_text(encoding="utf-8")
 
 

@@ -16,8 +16,8 @@ from tests.live.served import ROOT
 PROMETHEUS: Final = ROOT / "deploy" / "prometheus"
 README: Final = ROOT.joinpath("README.md").read_text(encoding="utf-8")
 
-# Only a server with a shared cache, or of several processes, has these.
-EXPECTED: Final = {"sentiment_redis_breaker", "sentiment_process_up"}
+# Only a server of several processes has it.
+EXPECTED: Final = {"sentiment_process_up"}
 # Values that this server does not have and another may.
 ELSEWHERE: Final = {"provider": set(get_args(Provider)), "requested": {*get_args(Provider), "auto"}}
 

@@ -11,6 +11,7 @@ import pytest
 from app.doctor import Finding, diagnose
 from app.inference.bundle import TOKENIZER
 from app.inference.processor import usable_threads
+from tests.redis_server import running_redis
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -83,6 +84,35 @@ def test_an_address_of_another_machine_is_found(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("SENTIMENT_SERVER__PORT", "8000")
     monkeypatch.setenv("SENTIMENT_SERVER__HOST", host)
     assert _findings()["port"].fix == "set SENTIMENT_SERVER__HOST to an address of this machine"
+
+
+def test_a_redis_that_answers_is_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with running_redis(tmp_path, "--requirepass", "secret") as redis:
+        monkeypatch.setenv("SENTIMENT_CACHE__REDIS_URL", f"redis://:secret@{redis.address}")
+        finding = _findings()["redis"]
+    assert finding.fix is None
+    assert finding.detail.startswith("answers in ")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"), [("redis://{}", "auth"), ("redis://:wrong@{}", "auth"), ("redis://127.0.0.1:1", "connection")]
+)
+def test_a_redis_that_does_not_answer_is_found_and_no_password_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, reason: str
+) -> None:
+    with running_redis(tmp_path, "--requirepass", "secret") as redis:
+        monkeypatch.setenv("SENTIMENT_CACHE__REDIS_URL", url.format(redis.address))
+        finding = _findings()["redis"]
+    assert finding.detail.startswith(reason)
+    assert finding.fix is not None
+    assert "wrong" not in finding.render()
+
+
+def test_an_address_of_redis_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_CACHE__REDIS_URL", "http://:secret@cache")
+    finding = _findings()["redis"]
+    assert finding.fix == "correct SENTIMENT_CACHE__REDIS_URL"
+    assert "secret" not in finding.render()
 
 
 def test_more_threads_than_there_are_processors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
