@@ -184,17 +184,18 @@ class Rollout:
                 return Lease(self, slot, None)
         return None
 
-    async def swap(self, directory: Path, *, even_if_same: bool = False) -> ServedModel:
+    async def swap(self, directory: Path, *, even_if_same: bool = False, patiently: bool = False) -> ServedModel:
         """Let the bundle in `directory` answer from now on, and the old model finish what it began.
 
         The bundle is loaded beside the old one, proven and warm before it gets a request; a candidate is not loaded
-        again. A bundle that is served already stays as it is, unless `even_if_same`.
+        again. A bundle that is served already stays as it is, unless `even_if_same`. `patiently` waits for another
+        change to end.
 
         Raises:
             ChangeUnderWay: another change is under way.
             StartupError: the bundle cannot be served; the old one goes on.
         """
-        async with self._change():
+        async with self._change(patiently=patiently):
             if not even_if_same and fingerprint_of(directory) == self.active.fingerprint:
                 return self.active
             if self._candidate is not None and fingerprint_of(directory) == self._candidate.model.fingerprint:
@@ -234,7 +235,7 @@ class Rollout:
 
     async def _reload(self) -> None:
         try:
-            model = await self.swap(self._first)
+            model = await self.swap(self._first, patiently=True)
         except (StartupError, ServiceError) as error:
             _log.warning("model not reloaded", reason=str(error))
         else:
@@ -304,8 +305,8 @@ class Rollout:
                 self._tell("reload failed", reason=str(error))
 
     @asynccontextmanager
-    async def _change(self) -> AsyncIterator[None]:
-        if self._changing.locked() or self._ending:
+    async def _change(self, *, patiently: bool = False) -> AsyncIterator[None]:
+        if self._ending or (self._changing.locked() and not patiently):
             raise ChangeUnderWay(
                 "another change of models is under way" if not self._ending else "the service is stopping"
             )

@@ -272,10 +272,13 @@ class Drill:
             await self._until_served(json.loads((bundle / "bundle.json").read_bytes())["version"])
 
     async def _until_served(self, version: str) -> None:
+        """Return when every process serves it."""
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self._port}", timeout=_TIMEOUT_S) as client:
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline:
-                if (await client.get("/health/ready")).json()["model"]["version"] == version:
+                lines = (await client.get("/metrics")).text.splitlines()
+                models = [line for line in lines if line.startswith("sentiment_model_info{")]
+                if all(f'version="{version}"' in line for line in models):
                     return
                 await asyncio.sleep(0.1)
         raise SystemExit(f"the service does not come to serve {version}")

@@ -160,6 +160,22 @@ async def test_of_two_changes_at_once_the_later_is_refused(house: House) -> None
         assert (await house.ask("好"))[0] == "2.0.0"
 
 
+async def test_a_reload_waits_for_the_change_under_way_and_serves_what_stands_there_then(house: House) -> None:
+    link = house.root / "current"
+    link.symlink_to(house.bundle("1.0.0"))
+    rollout = Rollout(house.open, link)
+    async with rollout:
+        first = asyncio.create_task(rollout.swap(house.bundle("2.0.0")))
+        await asyncio.sleep(0)
+        link.unlink()
+        link.symlink_to(house.bundle("3.0.0"))
+        rollout.reload()
+        await first
+        with anyio.fail_after(30):
+            while rollout.active.manifest.version != "3.0.0":  # noqa: ASYNC110 (the log tells, and nobody else)
+                await asyncio.sleep(0.01)
+
+
 async def test_swaps_under_load_lose_no_answer(house: House) -> None:
     async def keep_asking() -> int:
         answered = 0
