@@ -49,13 +49,14 @@ class Phase:
 
     name: str
     right: int = 0
-    refused: int = 0  # 429 or 503 with Retry-After
+    refused: int = 0  # 429 or 503 with Retry-After; or nobody listens, where the service is being stopped
     lost: int = 0  # no answer, though asked twice
     wrong: int = 0
     sent_twice: int = 0  # the connection broke before an answer, as when a process is killed
     durations_s: list[float] = field(default_factory=list)
     memory_mib: float = 0.0
     note: str = ""
+    stopping: bool = False
 
     @property
     def offered(self) -> int:
@@ -123,6 +124,9 @@ class SteadyLoad:
         for attempt in range(2):
             try:
                 return await self._client.post(path, json=body)
+            except httpx.ConnectError:
+                if phase.stopping and not attempt:
+                    return httpx.Response(503, headers={"Retry-After": "1"})
             except httpx.TransportError:
                 phase.sent_twice += attempt == 0
         return None
@@ -216,11 +220,12 @@ class Drill:
             self.phases.append(load.phase)
             await fault()
             load.phase.memory_mib = self._memory_mib()
-        load.phase = Phase("stopping")
+        load.phase = Phase("stopping", stopping=True)
         self.phases.append(load.phase)
         _console.log("stopping")
         processes()[0].send_signal(signal.SIGTERM)
-        stop.set()  # what comes later finds nobody listening: only what was accepted counts
+        await asyncio.sleep(1)
+        stop.set()
         await running
 
     def _capacity(self) -> float:
