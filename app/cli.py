@@ -71,13 +71,13 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the REST API until SIGTERM or SIGINT; then answer what was accepted and exit with 0."""
-    from app.server import is_loopback
+    from app.server import may_listen
     from app.settings import load_settings
 
     asked = {"host": host or None, "port": port, "processes": processes}
     settings = load_settings().replace("server", {name: value for name, value in asked.items() if value is not None})
-    server, security = settings.server, settings.security
-    if not (security.keys_file or security.allow_anonymous or is_loopback(server.host)):
+    server = settings.server
+    if not may_listen(server.host, settings.security):
         raise StartupError(_NO_KEYS.format(host=server.host))
     if server.processes == 1:
         from app.serving import serve as serve_alone

@@ -22,7 +22,7 @@ from uvicorn.config import STARTUP_FAILURE
 from app.connection import BoundedConnection, Bounds
 from app.security.gate import Gate
 from app.services import Services
-from app.settings import Server
+from app.settings import Security, Server
 
 _SPARE_FILES: Final = 256  # beside those of connections
 _POLL_S: Final = 0.02
@@ -70,8 +70,12 @@ def server_of(
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether nobody but this machine reaches `host`."""
+def may_listen(host: str, security: Security) -> bool:
+    """Return whether the settings allow to listen on `host`: strangers must show a key, unless told otherwise."""
+    return bool(security.keys_file) or security.allow_anonymous or _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -41,7 +41,7 @@ class Server(_Group):
     receive_timeout_s: Seconds = 20
     """How long a client may take to send a request's head, to send its body, and to read its answer."""
     max_connections: Positive = 2_048
-    """The most open connections; one more is refused with 503."""
+    """The most open connections of a process; one more is refused with 503."""
     admin_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port for /metrics and what stands under /admin, which then leave the other one; 0 keeps them there."""
     shutdown_timeout_s: Positive = 35

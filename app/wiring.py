@@ -119,6 +119,8 @@ async def open_gate(settings: Settings) -> AsyncIterator[Gate | None]:
             ledger = await stack.enter_async_context(
                 SharedLedger(client, fallback=ledger, prefix=prefix, timeout_s=timeout_s)
             )
+        elif settings.server.processes > 1:
+            _log.warning("each process counts rate limits by itself; SENTIMENT_CACHE__REDIS_URL shares them")
         yield Gate(keys, ledger, parse_rate_limits(security.rate_limits))
 
 

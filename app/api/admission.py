@@ -18,7 +18,7 @@ from app.security.keys import Scope as KeyScope
 from app.security.limits import RateLimit, Verdict
 from app.services import Services
 
-_OPEN: Final = ("/docs", "/openapi.json")
+_OPEN: Final = ("/docs", "/openapi.json", "/health", "/v2/health/live", "/v2/health/ready")
 _OPEN_BELOW: Final = ("/health/", "/static-offline-docs/")
 _METRICS: Final = "/metrics"
 _ADMIN: Final = "/admin"

@@ -82,7 +82,10 @@ async def test_what_is_no_key_is_refused(door: Door, authorization: str) -> None
     assert response.headers["WWW-Authenticate"] == 'Bearer realm="sentiment", error="invalid_token"'
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/docs", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path",
+    ["/health/live", "/health/ready", "/health", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"],
+)
 async def test_health_and_documentation_need_no_key(door: Door, path: str) -> None:
     door.new_key("shop")
     async with door.client() as client:
@@ -176,6 +179,27 @@ async def test_texts_are_counted_not_requests(door: Door) -> None:
             left.append(re.findall(r"r=(\d+)", response.headers["RateLimit"]))
         assert left == [["4"], ["1"], ["0"]]
         assert_problem(await client.post(_SINGLE, json=_GOOD, headers=shop), 429, "limit-exceeded")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"inputs": [["好"], ["差"]]}),
+        ("/", {"inputs": ["好", "差"]}),
+        (
+            "/v2/models/tiny/infer",
+            {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["好", "差"]}]},
+        ),
+    ],
+)
+async def test_no_protocol_leads_around_keys_and_limits(door: Door, path: str, body: object) -> None:
+    shop = door.new_key("shop", rate_limits="3/day")
+    async with door.client() as client:
+        assert (await client.post(path, json=body)).status_code == 401
+        admitted, refused = [await client.post(path, json=body, headers=shop) for _ in range(2)]
+    assert (admitted.status_code, refused.status_code) == (200, 429)
+    assert '"day";r=1' in admitted.headers["RateLimit"]
+    assert "Retry-After" in refused.headers
 
 
 async def test_a_request_over_the_limit_says_when_to_come_again(door: Door) -> None:
