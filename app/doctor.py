@@ -15,6 +15,8 @@ from typing import Final, Literal
 from app.domain.errors import StartupError
 from app.inference.bundle import Bundle, open_bundle
 from app.inference.processor import has_bf16, processor_flags, usable_threads
+from app.security.keys import read_keys
+from app.server import may_listen
 from app.settings import Cache, Server, Settings, describe_settings, load_settings
 
 _PACKAGES: Final = ("tokenizers", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "prometheus-client")
@@ -55,6 +57,7 @@ def diagnose() -> Iterator[Finding]:
     yield _processor()
     yield _threads(settings)
     yield _port(settings.server)
+    yield _keys(settings)
     yield _redis(settings.cache)
     try:
         bundle = open_bundle(settings.model.path)
@@ -99,6 +102,24 @@ def _threads(settings: Settings) -> Finding:
     threads = f"{asked or share}" + (f" in each of {processes} processes" if processes > 1 else "")
     detail = f"{threads}; affinity and the container's quota allow {usable} of {os.cpu_count()}"
     return Finding("threads", detail, f"set SENTIMENT_MODEL__THREADS to 0, or to {share}" if asked > share else None)
+
+
+def _keys(settings: Settings) -> Finding:
+    host, security = settings.server.host, settings.security
+    if security.keys_file:
+        try:
+            found = read_keys(Path(security.keys_file))
+        except StartupError as error:
+            return Finding("keys", str(error), "correct the file, or name another in SENTIMENT_SECURITY__KEYS_FILE")
+        return Finding("keys", f"{len(found)} in {security.keys_file}")
+    if may_listen(host, security):
+        return Finding("keys", "none, and none are asked for", absent=True)
+    return Finding(
+        "keys",
+        f"none, though {host} can be reached from other machines",
+        "python -m app keys new NAME --file keys.toml, and SENTIMENT_SECURITY__KEYS_FILE=keys.toml; or "
+        "SENTIMENT_SECURITY__ALLOW_ANONYMOUS=true, if whoever reaches the port may use it",
+    )
 
 
 def _port(server: Server) -> Finding:

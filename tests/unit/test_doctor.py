@@ -11,6 +11,7 @@ import pytest
 from app.doctor import Finding, diagnose
 from app.inference.bundle import TOKENIZER
 from app.inference.processor import usable_threads
+from app.security.keys import add_key
 from tests.redis_server import running_redis
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -84,6 +85,17 @@ def test_an_address_of_another_machine_is_found(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("SENTIMENT_SERVER__PORT", "8000")
     monkeypatch.setenv("SENTIMENT_SERVER__HOST", host)
     assert _findings()["port"].fix == "set SENTIMENT_SERVER__HOST to an address of this machine"
+
+
+def test_a_door_without_a_lock_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert _findings()["keys"].absent
+    monkeypatch.setenv("SENTIMENT_SERVER__HOST", "0.0.0.0")  # noqa: S104 (that is what is found)
+    assert _failures() == ["keys"]
+    file = tmp_path / "keys.toml"
+    monkeypatch.setenv("SENTIMENT_SECURITY__KEYS_FILE", str(file))
+    assert _failures() == ["keys"]
+    add_key(file, "shop", scopes=["classify"], rate_limits=None)
+    assert _findings()["keys"] == Finding("keys", f"1 in {file}")
 
 
 def test_a_redis_that_answers_is_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
