@@ -6,7 +6,7 @@ FROM python:${PYTHON}-slim-bookworm AS install
 WORKDIR /build
 # Without pip in it: nothing is installed where it serves.
 RUN python -m venv --without-pip /opt/venv
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 # Libraries go before the program, so that they stay in the build cache when it changes.
 RUN mkdir app && touch app/__init__.py
 
@@ -14,7 +14,7 @@ RUN mkdir app && touch app/__init__.py
 FROM install AS install-cpu
 # OpenVINO's parts for GPUs and NPUs of other makers are 60 MB that no setting of ours uses.
 # hadolint ignore=DL3013
-RUN pip --python /opt/venv/bin/python install --no-cache-dir '.[cpu,tracing]' \
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt '.[cpu,tracing]' \
     && rm -f /opt/venv/lib/python*/site-packages/onnxruntime_ep_openvino/cache.json \
              /opt/venv/lib/python*/site-packages/onnxruntime_ep_openvino/libopenvino_intel_[gn]pu_plugin.so
 COPY app app
@@ -23,7 +23,7 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-r
 
 FROM install AS install-gpu
 # hadolint ignore=DL3013
-RUN pip --python /opt/venv/bin/python install --no-cache-dir '.[gpu,tracing]'
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt '.[gpu,tracing]'
 COPY app app
 # hadolint ignore=DL3013
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall .
