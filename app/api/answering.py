@@ -11,7 +11,7 @@ from app.api.problems import problem_name
 from app.domain.errors import InvalidText, ServiceError
 from app.inference.batcher import Lane
 from app.inference.bundle import Manifest
-from app.inference.classifier import Classified
+from app.inference.classifier import CacheUse, Classified, Classifier
 from app.inference.timeline import Timeline
 from app.rollout import Lease
 from app.services import Services
@@ -33,14 +33,9 @@ async def answer(
     timeline = request.scope[TIMELINE] = Timeline()
     with lease or services.models.lease(texts[0] if texts else "") as used:
         try:
-            async with while_connected(request):
-                outcomes = await used.model.classifier.classify_many(
-                    texts,
-                    timeout_s=timeout_s(request, longest_s),
-                    lane=lane,
-                    cache_use=cache_use(request),
-                    timeline=timeline,
-                )
+            outcomes = await _classify(
+                request, used.model.classifier, texts, lane=lane, longest_s=longest_s, timeline=timeline
+            )
         except ServiceError as error:
             services.metrics.observe_unanswered(problem_name(error), len(texts))
             raise
@@ -51,6 +46,22 @@ async def answer(
                 services.metrics.observe_answer(outcome)
         used.answered(texts, outcomes)
         return used.model.manifest, outcomes
+
+
+async def _classify(
+    request: Request,
+    classifier: Classifier,
+    texts: Sequence[object],
+    *,
+    lane: Lane,
+    longest_s: float,
+    timeline: Timeline,
+) -> list[Classified | ServiceError]:
+    within_s, use = timeout_s(request, longest_s), cache_use(request)
+    if len(texts) == 1 and use is CacheUse.FULL and (remembered := classifier.recall(texts[0], timeline)) is not None:
+        return [remembered]
+    async with while_connected(request):
+        return await classifier.classify_many(texts, timeout_s=within_s, lane=lane, cache_use=use, timeline=timeline)
 
 
 async def answer_all(

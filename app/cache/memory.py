@@ -36,6 +36,12 @@ class MemoryCache:
         if self._entries.maxsize:
             self._entries.update(found)
 
+    def recall(self, key: bytes) -> Sentiment | None:
+        """Return what is remembered of `key`. Only a hit counts: who misses it here asks `get_many` next."""
+        sentiment = self._entries.get(key)
+        self.lookups.hits += sentiment is not None
+        return sentiment
+
     async def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Sentiment]:
         """Do as `find`."""
         return self.find(keys)

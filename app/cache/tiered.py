@@ -14,6 +14,10 @@ class TieredCache:
         self._memory = memory
         self._redis = redis
 
+    def recall(self, key: bytes) -> Sentiment | None:
+        """Return what memory has of `key`."""
+        return self._memory.recall(key)
+
     async def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Sentiment]:
         """Return what is remembered of `keys`. Waits for nothing if memory has them all."""
         found = self._memory.find(keys)
