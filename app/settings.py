@@ -16,6 +16,7 @@ PREFIX: Final = "SENTIMENT_"
 DELIMITER: Final = "__"
 
 Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -121,6 +122,19 @@ class Batching(_Group):
     """How long a run that is not full waits for more texts; 0 starts it at once."""
 
 
+class Rollout(_Group):
+    """When a model on trial is dropped."""
+
+    min_comparisons: Positive = 200
+    """Texts that both models scored before the candidate is judged."""
+    max_flip_rate: Share = 0.05
+    """The most of its labels that may differ."""
+    max_error_rate: Share = 0.01
+    """The most of its texts that may fail."""
+    max_slowdown: Annotated[float, Field(ge=1)] = 1.5
+    """How many times as long it may take."""
+
+
 class Cache(_Group):
     """Answers remembered in this process, and by processes together."""
 
@@ -168,6 +182,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     model: Model = Model()
     batching: Batching = Batching()
+    rollout: Rollout = Rollout()
     cache: Cache = Cache()
     log: Log = Log()
     tracing: Tracing = Tracing()

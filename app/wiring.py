@@ -25,7 +25,7 @@ from app.inference.processor import usable_threads
 from app.inference.served import ServedModel
 from app.inference.session import Gpu, open_model
 from app.inference.tokenizer import TokenIds, Tokenizer
-from app.rollout import Rollout
+from app.rollout import Rollout, TrialPolicy
 from app.security.gate import Gate
 from app.security.keys import KeyRing
 from app.security.limits import Ledger, LocalLedger, parse_rate_limits
@@ -145,6 +145,7 @@ async def open_services(settings: Settings, siblings: Siblings | None = None) ->
     models = Rollout(
         lambda directory: _open_model(directory, settings, caches, observe),
         settings.model.path,
+        policy=TrialPolicy(**settings.rollout.model_dump()),
         observe=metrics.observe_rollout,
         activated=partial(metrics.describe, requested=settings.model.provider),
     )

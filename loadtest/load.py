@@ -111,8 +111,7 @@ async def _open_loop(port: int, requests: Sequence[Request], per_s: float, secon
         try:
             writer.write(content)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            _, _, length = head.partition(b"content-length:")
-            await reader.readexactly(int(length.split(b"\r\n", 1)[0]))
+            await _read_body(reader, head)
         except (OSError, asyncio.IncompleteReadError):
             errors += 1
             writer.close()
@@ -142,6 +141,17 @@ async def _open_loop(port: int, requests: Sequence[Request], per_s: float, secon
         mean_ms=sum(durations) / len(durations) * 1e3,
         errors=errors,
     )
+
+
+async def _read_body(reader: asyncio.StreamReader, head: bytes) -> None:
+    """Read the body that follows `head`, which is in lower case: of a length, or in chunks."""
+    _, announced, length = head.partition(b"content-length:")
+    if announced:
+        await reader.readexactly(int(length.split(b"\r\n", 1)[0]))
+        return
+    while (size := int(await reader.readline() or b"0", 16)) > 0:
+        await reader.readexactly(size + 2)
+    await reader.readline()
 
 
 def _json(body: object) -> str:

@@ -58,8 +58,10 @@ async def _classify(
     timeline: Timeline,
 ) -> list[Classified | ServiceError]:
     within_s, use = timeout_s(request, longest_s), cache_use(request)
-    if len(texts) == 1 and use is CacheUse.FULL and (remembered := classifier.recall(texts[0], timeline)) is not None:
-        return [remembered]
+    if len(texts) == 1 and use is CacheUse.FULL:
+        remembered = classifier.recall(texts[0], lane, within_s=within_s, timeline=timeline)
+        if remembered is not None:
+            return [remembered]
     async with while_connected(request):
         return await classifier.classify_many(texts, timeout_s=within_s, lane=lane, cache_use=use, timeline=timeline)
 

@@ -16,6 +16,8 @@ ENTRY_BYTES: Final = 1_050
 class MemoryCache:
     """Holds up to `max_bytes` for `ttl_s` seconds each; 0 bytes remembers nothing."""
 
+    deeper: Final = False
+
     def __init__(self, *, max_bytes: int, ttl_s: float) -> None:
         self._entries: TTLCache[bytes, Sentiment] = TTLCache(max_bytes // ENTRY_BYTES, ttl_s)
         self.lookups = Lookups()

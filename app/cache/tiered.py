@@ -1,6 +1,7 @@
 """Two levels: this process's memory before a Redis that others share."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from app.cache.memory import MemoryCache
 from app.cache.redis import RedisCache
@@ -9,6 +10,8 @@ from app.domain.sentiment import Sentiment
 
 class TieredCache:
     """Looks in memory, then in Redis; what Redis knows is remembered in memory, too."""
+
+    deeper: Final = True
 
     def __init__(self, memory: MemoryCache, redis: RedisCache) -> None:
         self._memory = memory

