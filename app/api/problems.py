@@ -251,12 +251,19 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     kind = _HTTP_KINDS.get(error.status_code) or _Kind(error.status_code, "http-error", error.detail)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and "Allow" in headers:
+        headers["Allow"] = _methods(request) or headers["Allow"]
         detail = f"This address takes {headers['Allow']}."
     else:
         detail = kind.detail or error.detail
     return problem_response(
         kind.status, name=kind.name, title=kind.title, detail=detail, request_id=_request_id(request), headers=headers
     )
+
+
+def _methods(request: Request) -> str | None:
+    """Return what an address takes, by the API's document: Starlette knows the first of its routes alone."""
+    operations = request.app.openapi()["paths"].get(request.url.path)
+    return None if operations is None else ", ".join(sorted(method.upper() for method in operations))
 
 
 def _pointer(location: Sequence[str | int]) -> str:

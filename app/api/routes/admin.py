@@ -16,7 +16,7 @@ from app.rollout import Rollout, Trial
 router = APIRouter(prefix="/admin/models", tags=["models"])
 
 _BUNDLE: Final = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # no way out of the directory
-_PROBLEMS: Final = problem_docs(409, 422)
+_PROBLEMS: Final = problem_docs(400, 409, 413, 415, 422)
 
 
 class _Body(BaseModel):
