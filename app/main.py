@@ -17,10 +17,10 @@ from app.api.docs import add_docs
 from app.api.lean import Shortcut
 from app.api.middleware import BeginTrace, BodyLimit, RequestContext
 from app.api.problems import PROBLEMS, Problem
-from app.api.routes import admin, huggingface, open_inference, operations, sentiment, tei
+from app.api.routes import admin, huggingface, open_inference, operations, sentiment, stream, tei
 from app.domain.errors import StartupError
 from app.security.gate import Gate
-from app.services import Services
+from app.services import Draining, Services
 from app.settings import Settings, load_settings
 from app.telemetry.logging import configure_logging
 from app.telemetry.siblings import Siblings
@@ -64,13 +64,13 @@ def create_app(settings: Settings | None = None, siblings: Siblings | None = Non
         finally:
             await asyncio.to_thread(end_tracing)
 
-    routers = [sentiment.router, *(protocol.router for protocol in _PROTOCOLS), operations.health]
+    routers = [sentiment.router, stream.router, *(protocol.router for protocol in _PROTOCOLS), operations.health]
     if siblings is not None:
         routers.append(operations.telemetry)  # a model is changed in all processes or in none: by SIGHUP
     elif not settings.server.admin_port:
         routers += _FOR_ADMINS
     app = _assemble(routers, settings, lifespan, begin_trace)
-    app.state.draining = False
+    app.state.draining = Draining()
     return app
 
 
@@ -99,7 +99,7 @@ def _assemble(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(Shortcut, routes=[route for router in routers for route in router.routes], problems=PROBLEMS)
-    app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes, unless=frozenset({stream.PATH}))
     security = settings.security
     if security.keys_file or security.allow_anonymous:
         app.add_middleware(

@@ -157,7 +157,7 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, drain, then stop as uvicorn does."""
-        self._app.state.draining = True
+        self._app.state.draining.set()
         for server in self.servers:
             server.close()
         deadline = time.monotonic() + self._drain_s

@@ -1,5 +1,6 @@
 """What the routes see of the running service."""
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -8,6 +9,23 @@ from app.rollout import Rollout
 from app.telemetry.prometheus import Metrics
 
 _STUCK_S: Final = 60.0  # readiness goes off after 10; the longest batch takes a third of a second on two cores
+
+
+class Draining(asyncio.Event):
+    """Whether this server is stopping."""
+
+    def __bool__(self) -> bool:
+        return self.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What one stream may hold of the service."""
+
+    max_line_bytes: int
+    window_lines: int  # in work
+    window_bytes: int
+    idle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +38,8 @@ class Services:
     max_texts: int
     timeout_s: float
     batch_timeout_s: float
+    stream: StreamLimits
+    stream_slots: asyncio.Semaphore
 
     def reason_to_restart(self) -> str | None:
         """Return why nothing but a restart of this process helps, or None."""

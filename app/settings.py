@@ -78,6 +78,21 @@ class Limits(_Group):
     """The same for a request to the batch endpoint."""
 
 
+class Stream(_Group):
+    """Requests to the stream endpoint: of any length, in bounded memory."""
+
+    max_streams: Positive = 32
+    """Streams at a time; beyond, 503 with Retry-After."""
+    max_line_bytes: Positive = 131_072
+    """A longer line has an error in its place; leave room for escapes and for what is passed through."""
+    window_lines: Positive = 1_024
+    """Lines of one stream in work, beyond which it is not read; a larger window holds up batch requests for longer."""
+    window_bytes: Positive = 4 * 1024 * 1024
+    """The same in bytes."""
+    idle_s: Seconds = 60
+    """A stream without a line, an answer or a reader for this time is ended."""
+
+
 class Model(_Group):
     """Which model runs, and on what."""
 
@@ -180,6 +195,7 @@ class Settings(BaseSettings):
     server: Server = Server()
     security: Security = Security()
     limits: Limits = Limits()
+    stream: Stream = Stream()
     model: Model = Model()
     batching: Batching = Batching()
     rollout: Rollout = Rollout()

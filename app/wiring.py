@@ -30,7 +30,7 @@ from app.security.gate import Gate
 from app.security.keys import KeyRing
 from app.security.limits import Ledger, LocalLedger, parse_rate_limits
 from app.security.shared import CONNECTIONS, SharedLedger
-from app.services import Services
+from app.services import Services, StreamLimits
 from app.settings import Cache, Settings
 from app.telemetry.logging import log_batch_failure, log_breaker
 from app.telemetry.prometheus import Metrics
@@ -159,6 +159,13 @@ async def open_services(settings: Settings, siblings: Siblings | None = None) ->
                 max_texts=settings.limits.max_texts,
                 timeout_s=settings.limits.timeout_s,
                 batch_timeout_s=settings.limits.batch_timeout_s,
+                stream=StreamLimits(
+                    max_line_bytes=settings.stream.max_line_bytes,
+                    window_lines=settings.stream.window_lines,
+                    window_bytes=settings.stream.window_bytes,
+                    idle_s=settings.stream.idle_s,
+                ),
+                stream_slots=asyncio.Semaphore(settings.stream.max_streams),
             )
 
 

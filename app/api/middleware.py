@@ -144,15 +144,17 @@ def _own_headers(scope: Scope, request_id: str) -> Iterator[tuple[bytes, bytes]]
 class BodyLimit:
     """Refuses a body over `max_bytes`: by its announced length before any of it is read, else when it gets there.
 
-    Ends a request, too, whose body does not come to its end: overdue, or because the client left.
+    Ends a request, too, whose body does not come to its end: overdue, or because the client left. What is sent to one
+    of the paths in `unless` has bounds of its own.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, unless: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._unless = unless
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 (ASGI)
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._unless:
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")

@@ -144,6 +144,24 @@ class BatchResponse(BaseModel):
     model: ModelName
 
 
+class StreamLine(BaseModel):
+    """A line of a stream."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"id": 7, "text": "物流很快，包装也好"}]})
+
+    text: Annotated[str, Field(description="A message, review or title in Chinese; every other member comes back")]
+
+
+class StreamAnswer(BaseModel):
+    """The answer to a line, beside the members that came with it; it has `sentiment` or `error`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    line: int | None = Field(description="Which line of the request it answers, from 1; absent: it concerns the stream")
+    sentiment: SentimentResponse | None = None
+    error: ItemProblem | None = None
+
+
 class Alive(BaseModel):
     """The process runs and its event loop turns."""
 

@@ -25,6 +25,26 @@ class UnknownModel(ServiceError):
     """No such model is served. The message is for the client."""
 
 
+class InvalidLine(ServiceError):
+    """A line of a stream asks for nothing that can be answered. The message is for the client and holds none of it."""
+
+
+class LineNotJson(InvalidLine):
+    """It is not JSON."""
+
+
+class LineTooLong(InvalidLine):
+    """It has more bytes than the service reads."""
+
+
+class NotNdjson(ServiceError):
+    """A stream calls itself something else than lines of JSON, plain or gzipped."""
+
+
+class BrokenGzip(ServiceError):
+    """A stream calls itself gzip and is none, or ends in the middle of it."""
+
+
 class Unavailable(ServiceError):
     """The text is fine; the service cannot answer it now."""
 

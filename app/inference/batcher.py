@@ -212,6 +212,8 @@ class Batcher(Generic[Item, Result]):
         self._interactive_at = -inf  # when the last interactive item came
         self._idle = asyncio.Event()
         self._idle.set()
+        self._left = asyncio.Event()  # items have left the waiting room
+        self._doors = {lane: asyncio.Lock() for lane in Lane}
         self._wake: asyncio.Handle | None = None
         # A batch belongs to no single caller: it must not run under the request id of the one whose arrival formed it.
         self._context = copy_context()
@@ -314,6 +316,22 @@ class Batcher(Generic[Item, Result]):
         self._schedule(0)
         return futures
 
+    async def until_room(self, items: Sequence[Item], lane: Lane) -> None:
+        """Return when `items` fit into `lane` and leave half of it to callers that do not wait for room.
+
+        Callers of this get their turns in the order in which they came. One that goes on without waiting anew finds
+        the room still there.
+        """
+        queue, policy = self._queues[lane], self._policy
+        tokens = sum(map(self._tokens, items))
+        async with self._doors[lane]:
+            while queue.by_size and (
+                len(queue.by_size) + len(items) > policy.max_waiting_items // 2
+                or queue.tokens + tokens > policy.max_waiting_tokens // 2
+            ):
+                self._left.clear()
+                await self._left.wait()
+
     def hurry(self, futures: Iterable[asyncio.Future[Result]]) -> None:
         """Move what still waits of these to the interactive lane: a person waits for it now."""
         bulk, interactive = self._queues[Lane.BULK], self._queues[Lane.INTERACTIVE]
@@ -322,9 +340,11 @@ class Batcher(Generic[Item, Result]):
                 bulk.remove(waiting)
                 waiting.lane = Lane.INTERACTIVE
                 interactive.add(waiting)
+        self._left.set()
 
     def _forget(self, waiting: _Waiting[Item, Result], _: asyncio.Future[Result]) -> None:
         self._queues[waiting.lane].remove(waiting)
+        self._left.set()
         self._settle()
 
     def _settle(self) -> None:
@@ -391,6 +411,7 @@ class Batcher(Generic[Item, Result]):
             overhead_tokens=self._cost.overhead_tokens,
         )
         taken = queue.take(start + first, start + last)
+        self._left.set()
         queue.served_s += self._cost.predict_s(taken[-1].tokens * len(taken))
         return taken
 

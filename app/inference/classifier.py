@@ -133,10 +133,12 @@ class Classifier:
         lane: Lane = Lane.BULK,
         cache_use: CacheUse = CacheUse.FULL,
         timeline: Timeline | None = None,
+        patient: bool = False,
     ) -> list[Classified | ServiceError]:
         """Return, in order, an answer for each of `texts` or the error that concerns it alone.
 
-        `timeout_s` None waits for as long as it takes; `timeline` takes note of where the time goes.
+        `timeout_s` None waits for as long as it takes; `timeline` takes note of where the time goes. With `patient`,
+        texts wait for room instead of being refused.
 
         Raises:
             Unavailable: `texts` were refused, or not all answered in time.
@@ -145,7 +147,7 @@ class Classifier:
             async with asyncio.timeout(timeout_s):
                 cleaned = await _off_loop_if_long(texts, self._accept_all)
                 keys = {self._digest(text): text for text in cleaned if isinstance(text, str)}
-                found = await self._find(keys, lane, timeout_s, cache_use, timeline or Timeline())
+                found = await self._find(keys, lane, timeout_s, cache_use, timeline or Timeline(), patient=patient)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
         return [found[self._digest(text)] if isinstance(text, str) else text for text in cleaned]
@@ -172,6 +174,8 @@ class Classifier:
         within_s: float | None,
         cache_use: CacheUse,
         timeline: Timeline,
+        *,
+        patient: bool,
     ) -> dict[bytes, Classified | ServiceError]:
         remembered: Mapping[bytes, Sentiment] = {}
         if cache_use is CacheUse.FULL:
@@ -185,10 +189,13 @@ class Classifier:
         if not missing:
             return found
         # Refusing must cost little, or an overload feeds on itself: before the tokens are made.
-        self._batcher.admit(sum(key not in self._flights for key in missing), lane, within_s=within_s)
+        if not patient:
+            self._batcher.admit(sum(key not in self._flights for key in missing), lane, within_s=within_s)
         begun_s = time.monotonic()
         tokenized = await _off_loop_if_long([texts[key] for key in missing], self._tokenizer.encode)
         timeline.tokenise = begun_s, time.monotonic()
+        if patient:
+            await self._batcher.until_room([text.ids for text in tokenized], lane)
         computed: dict[bytes, Sentiment] = {}
 
         def start(indexes: Sequence[int]) -> list[asyncio.Future[Probabilities]]:

@@ -1,5 +1,6 @@
 """The application in this process: clients of it, and what each of its problems must look like."""
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 from asgi_lifespan import LifespanManager
 from numpy.typing import NDArray
+from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.domain.intake import TextLimits
@@ -19,8 +21,8 @@ from app.inference.batcher import BatchPolicy
 from app.inference.classifier import SentimentCache
 from app.main import create_app
 from app.rollout import Rollout
-from app.services import Services
-from app.settings import Limits, Model, Server, Settings
+from app.services import Services, StreamLimits
+from app.settings import Limits, Model, Server, Settings, Stream
 from app.telemetry.prometheus import Metrics
 from tests.served_model import serving_model
 from tests.tiny_bundle import TinyModel
@@ -29,10 +31,14 @@ MAX_BODY_BYTES = 20_000
 MAX_CHARACTERS = 50
 MAX_BYTES = 120
 MAX_TEXTS = 8
+STREAM = StreamLimits(max_line_bytes=500, window_lines=64, window_bytes=4_000, idle_s=10)
+MAX_STREAMS = 2
 _LIMITS = TextLimits(MAX_CHARACTERS, MAX_BYTES)
 
 
-def small_settings(bundle: Path, *, timeout_s: float = 10, batch_timeout_s: float = 10) -> Settings:
+def small_settings(
+    bundle: Path, *, timeout_s: float = 10, batch_timeout_s: float = 10, stream_idle_s: float = 10
+) -> Settings:
     """Return settings with limits that a test can reach."""
     return Settings(
         server=Server(max_body_bytes=MAX_BODY_BYTES),
@@ -43,6 +49,13 @@ def small_settings(bundle: Path, *, timeout_s: float = 10, batch_timeout_s: floa
             timeout_s=timeout_s,
             batch_timeout_s=batch_timeout_s,
         ),
+        stream=Stream(
+            max_streams=MAX_STREAMS,
+            max_line_bytes=STREAM.max_line_bytes,
+            window_lines=STREAM.window_lines,
+            window_bytes=STREAM.window_bytes,
+            idle_s=stream_idle_s,
+        ),
         model=Model(path=bundle, provider="cpu", threads=1),
     )
 
@@ -50,11 +63,11 @@ def small_settings(bundle: Path, *, timeout_s: float = 10, batch_timeout_s: floa
 @asynccontextmanager
 async def client_of(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
     """Start `app` and yield a client of it."""
-    async with LifespanManager(app, startup_timeout=60) as manager, _client(manager.app) as client:
+    async with LifespanManager(app, startup_timeout=60) as manager, asgi_client(manager.app) as client:
         yield client
 
 
-def _client(app: ASGIApp) -> httpx.AsyncClient:
+def asgi_client(app: ASGIApp) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
 
@@ -76,10 +89,15 @@ class GatedModel(TinyModel):
 
 
 @asynccontextmanager
-async def client_of_model(
-    model: GatedModel, directory: Path, policy: BatchPolicy, *, cache: SentimentCache | None = None
-) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield a client of the application with `model` in the place of the one in the bundle at `directory`."""
+async def app_of_model(
+    model: GatedModel,
+    directory: Path,
+    policy: BatchPolicy,
+    *,
+    cache: SentimentCache | None = None,
+    batch_timeout_s: float = 60,
+) -> AsyncIterator[tuple[ASGIApp, State]]:
+    """Yield the application with `model` in the place of the one in the bundle at `directory`, and its state."""
     metrics = Metrics()
 
     async with Rollout(
@@ -87,29 +105,44 @@ async def client_of_model(
     ) as models:
         metrics.watch(lambda: models.active.batcher)
         try:
-            async with client_of_models(models, metrics) as client:
-                yield client
+            yield _app_of_models(models, metrics, batch_timeout_s=batch_timeout_s)
         finally:
             model.gate.set()
 
 
 @asynccontextmanager
-async def client_of_models(models: Rollout, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield a client of the application that `models` answer for."""
+async def client_of_model(
+    model: GatedModel, directory: Path, policy: BatchPolicy, *, cache: SentimentCache | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the application that `app_of_model` yields."""
+    async with app_of_model(model, directory, policy, cache=cache) as (app, _), asgi_client(app) as client:
+        yield client
+
+
+def _app_of_models(models: Rollout, metrics: Metrics, *, batch_timeout_s: float = 60) -> tuple[ASGIApp, State]:
     services = Services(
         models=models,
         bundles=models.active.directory.parent,
         metrics=metrics,
         max_texts=MAX_TEXTS,
         timeout_s=60,
-        batch_timeout_s=60,
+        batch_timeout_s=batch_timeout_s,
+        stream=STREAM,
+        stream_slots=asyncio.Semaphore(MAX_STREAMS),
     )
     app = create_app(small_settings(models.active.directory))
 
     async def app_with_services(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "state": {"services": services}}, receive, send)
 
-    async with _client(app_with_services) as client:
+    return app_with_services, app.state
+
+
+@asynccontextmanager
+async def client_of_models(models: Rollout, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the application that `models` answer for."""
+    app, _ = _app_of_models(models, metrics)
+    async with asgi_client(app) as client:
         yield client
 
 

@@ -480,6 +480,76 @@ async def test_an_empty_lane_accepts_a_request_above_its_size() -> None:
         assert await ends(batcher.enqueue(words(9_000))) == [words(9_000)[0] + "!"]
 
 
+async def test_callers_that_wait_for_room_leave_half_of_the_lane_to_those_that_do_not() -> None:
+    async with batching(FakeModel()) as batcher:
+        batcher.enqueue(["busy"], Lane.BULK)
+
+        async def wait_for_room(word: str) -> None:
+            await batcher.until_room([word], Lane.BULK)
+            await batcher.enqueue([word], Lane.BULK)[0]
+
+        async with asyncio.TaskGroup() as tasks:
+            for word in words(*[40] * 20):
+                tasks.create_task(wait_for_room(word))
+            await asyncio.sleep(0.5)
+            waiting = batcher.waiting_items
+            await ends(batcher.enqueue(words(*[40] * 5), Lane.BULK))
+    assert waiting == 5  # of ten
+
+
+@pytest.mark.parametrize("sizes", [[1] * 5, [250]], ids=["items", "tokens"])
+async def test_whoever_waits_for_room_goes_in_the_order_of_arrival(sizes: list[int]) -> None:
+    order: list[str] = []
+    async with batching(FakeModel()) as batcher:
+
+        async def wait_for_room(name: str, items: list[str]) -> None:
+            await batcher.until_room(items, Lane.BULK)
+            order.append(name)
+            await ends(batcher.enqueue(items, Lane.BULK))
+
+        batcher.enqueue(["busy"], Lane.BULK)
+        await asyncio.sleep(0.5)
+        batcher.enqueue(words(30, 30), Lane.BULK)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(wait_for_room("large", words(*sizes)))
+            await asyncio.sleep(0)
+            tasks.create_task(wait_for_room("small", ["a"]))
+    assert order == ["large", "small"]
+
+
+async def test_room_made_by_a_caller_that_leaves_is_taken() -> None:
+    async with batching(FakeModel(takes_s=100)) as batcher:
+        batcher.enqueue(["busy"], Lane.BULK)
+        await asyncio.sleep(0.5)
+        leaving = batcher.enqueue(["a"] * 5, Lane.BULK)
+        room = asyncio.create_task(batcher.until_room(["b"], Lane.BULK))
+        await asyncio.sleep(1)
+        assert not room.done()
+        leaving[0].cancel()
+        async with asyncio.timeout(1):
+            await room
+
+
+async def test_who_waits_for_more_room_than_there_is_gets_an_empty_lane() -> None:
+    async with batching(FakeModel()) as batcher:
+        batcher.enqueue(["busy"], Lane.BULK)
+        await asyncio.sleep(0.5)
+        batcher.enqueue(["a"], Lane.BULK)
+        await batcher.until_room(["b"] * 30, Lane.BULK)
+        assert not batcher.waiting_items
+
+
+async def test_a_caller_that_stops_waiting_for_room_holds_nobody_up() -> None:
+    async with batching(FakeModel()) as batcher:
+        batcher.enqueue(["busy"], Lane.BULK)
+        await asyncio.sleep(0.5)
+        batcher.enqueue(["a"] * 5, Lane.BULK)
+        first, second = (asyncio.create_task(batcher.until_room(["b"], Lane.BULK)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await second
+
+
 # Lanes
 
 

@@ -1,0 +1,198 @@
+"""The answer to a stream: both halves of one connection."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from itertools import islice
+from typing import Final
+
+import structlog
+from fastapi import HTTPException, Request
+from fastapi.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api.exchange import Chunk, Exchange
+from app.api.lines import GZIP_FORMAT, Gunzip, LineReader, plain
+from app.api.problems import item_problem
+from app.api.schemas import ItemError, ModelName, SentimentResponse
+from app.domain.errors import NotNdjson, Overloaded, ServiceError
+from app.inference.classifier import Classified
+from app.services import Services, StreamLimits
+
+NDJSON: Final = "application/x-ndjson"
+_NAMES: Final = frozenset({NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+_GZIP: Final = frozenset({"gzip", "x-gzip"})
+_CHUNK: Final = 32  # lines that are tokenised together, if they come together
+_RETRY_AFTER_S: Final = 5.0
+_HEAR_OUT_S: Final = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class _ClientLeft(Exception):
+    """Nobody waits for the answer."""
+
+
+class LineStream(Response):
+    """Answers each line of a request's body with a line, as soon as it is known."""
+
+    def __init__(self, request: Request, services: Services, *, limits: StreamLimits, ordered: bool) -> None:
+        """Read the head of the request.
+
+        Raises:
+            NotNdjson: the body does not call itself lines of JSON, plain or gzipped.
+        """
+        self._services = services
+        self._limits = limits
+        self._ordered = ordered
+        self._draining = request.app.state.draining
+        self._gunzip = Gunzip() if _is_gzip(request) else None
+        self._packer = None
+        self._heard_all = False
+        self._begun = False
+        self.status_code = 200
+        self.background = None
+        # nginx would collect answers before it hands them on.
+        headers = {"Content-Type": NDJSON, "Vary": "Accept-Encoding", "X-Accel-Buffering": "no"}
+        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+            headers["Content-Encoding"] = "gzip"
+            self._packer = zlib.compressobj(zlib.Z_BEST_SPEED, wbits=GZIP_FORMAT)
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (ASGI)
+        """Answer. What keeps the first lines from being taken is raised; later trouble is told in a last line."""
+        self._receive, self._send = receive, send
+        slots = self._services.stream_slots
+        if slots.locked():
+            raise Overloaded(_RETRY_AFTER_S)
+        async with slots:
+            try:
+                await self._talk()
+            except _ClientLeft:
+                if not self._begun:
+                    raise HTTPException(499) from None
+            except TimeoutError:  # without its end the answer is cut off
+                _log.warning("stream cut off", reason=f"nobody read its answers for {self._limits.idle_s:g} s")
+
+    async def _talk(self) -> None:
+        exchange = Exchange(
+            self._chunks(),
+            self._answer,
+            self._departure,
+            limits=self._limits,
+            ordered=self._ordered,
+            draining=self._draining,
+            drain_s=self._services.batch_timeout_s,
+        )
+        try:
+            async with aclosing(exchange.answers()) as answers:
+                async for answer in answers:
+                    await self._say(answer)
+        except ServiceError as error:
+            if not self._begun:
+                raise
+            await self._say(ItemError(error=item_problem(error)).model_dump_json().encode() + b"\n")
+            await self._hear_out()
+        await self._say(b"", more=False)
+
+    async def _hear(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientLeft
+        self._heard_all = not message.get("more_body", False)
+        return message
+
+    async def _say(self, content: bytes, *, more: bool = True) -> None:
+        if self._packer is not None:
+            content = self._packer.compress(content) + self._packer.flush(
+                zlib.Z_SYNC_FLUSH if more else zlib.Z_FINISH  # what is known is not kept back
+            )
+        async with asyncio.timeout(self._limits.idle_s):
+            if not self._begun:
+                self._begun = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send({"type": "http.response.body", "body": content, "more_body": more})
+
+    async def _hear_out(self) -> None:
+        """Let the client end: a connection that is closed while it sends may lose what it has not read yet."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HEAR_OUT_S):
+                while not self._heard_all:
+                    await self._hear()
+
+    async def _departure(self) -> Chunk:
+        while True:
+            await self._hear()
+
+    async def _chunks(self) -> AsyncGenerator[Chunk, None]:
+        """Yield the lines of the body as they come, a few at a time.
+
+        Raises:
+            BrokenGzip: the body is not what it says it is.
+        """
+        reader = LineReader(self._limits.max_line_bytes)
+        while not self._heard_all:
+            body = (await self._hear()).get("body", b"")
+            for piece in self._gunzip.feed(body) if self._gunzip else plain(body):
+                lines = reader.feed(piece)
+                while chunk := list(islice(lines, _CHUNK)):
+                    yield chunk
+                await asyncio.sleep(0)  # a thousand pieces without a line may come out of one message
+        if self._gunzip:
+            self._gunzip.end()
+        if chunk := list(reader.end()):
+            yield chunk
+
+    async def _answer(self, chunk: Chunk, patient: bool) -> bytes:  # noqa: FBT001 (called by position alone)
+        """Return the lines that answer `chunk`; if not `patient`, they are refused where there is no room for them.
+
+        Raises:
+            Overloaded: they are.
+        """
+        services = self._services
+        texts = [line.text for line in chunk if line.problem is None]
+        with services.models.lease(texts[0] if texts else "") as lease:
+            try:
+                outcomes = await lease.model.classifier.classify_many(texts, timeout_s=None, patient=patient)
+            except ServiceError as error:
+                services.metrics.observe_refusal(error, len(texts))
+                raise
+            lease.answered(texts, outcomes)
+            model = ModelName.of(lease.model.manifest)
+        following = iter(outcomes)
+        answers = []
+        for line in chunk:
+            outcome = line.problem or next(following)
+            services.metrics.observe_outcome(outcome)
+            answers.append(b"%b,%b}\n" % (line.head, answer_member(outcome, model)))
+        return b"".join(answers)
+
+
+def answer_member(outcome: Classified | ServiceError, model: ModelName) -> bytes:
+    """Return the member of a JSON object that holds an answer."""
+    if isinstance(outcome, ServiceError):
+        return b'"error":' + item_problem(outcome).model_dump_json().encode()
+    return b'"sentiment":' + SentimentResponse.by(model, outcome).model_dump_json().encode()
+
+
+def _is_gzip(request: Request) -> bool:
+    """Return whether the body is packed.
+
+    Raises:
+        NotNdjson: it is something that cannot be read.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if media_type not in _NAMES or coding not in {*_GZIP, "identity"}:
+        raise NotNdjson(f"Send lines of JSON as Content-Type: {NDJSON}, plain or with Content-Encoding: gzip.")
+    return coding in _GZIP
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Return whether `Accept-Encoding` names gzip, and not with a weight of 0 (RFC 9110, section 12.5.3)."""
+    for each in header.lower().split(","):
+        coding, _, weight = each.partition(";")
+        if coding.strip() in _GZIP:
+            return weight.replace(" ", "").rstrip("0.") != "q="
+    return False
