@@ -25,7 +25,7 @@ _NAMES: Final = frozenset({NDJSON, "application/ndjson", "application/jsonl", "a
 _GZIP: Final = frozenset({"gzip", "x-gzip"})
 _CHUNK: Final = 32  # lines that are tokenised together, if they come together
 _RETRY_AFTER_S: Final = 5.0
-_HEAR_OUT_S: Final = 2.0
+_HEAR_OUT_S: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +93,8 @@ class LineStream(Response):
             if not self._begun:
                 raise
             await self._say(ItemError(error=item_problem(error)).model_dump_json().encode() + b"\n")
-            await self._hear_out()
+            if self._draining:
+                await self._hear_out()
         await self._say(b"", more=False)
 
     async def _hear(self) -> Message:
@@ -115,7 +116,7 @@ class LineStream(Response):
             await self._send({"type": "http.response.body", "body": content, "more_body": more})
 
     async def _hear_out(self) -> None:
-        """Let the client end: a connection that is closed while it sends may lose what it has not read yet."""
+        """Let the client end: if the connection is closed while it sends, it loses the answers that it has not read."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_HEAR_OUT_S):
                 while not self._heard_all:
