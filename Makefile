@@ -11,7 +11,7 @@ RECIPE ?= models/e5-zh-sentiment/recipe.toml
 RUN ?= runs/e5-zh-sentiment
 TESTS ?= $(wildcard $(DATA)/*.test.jsonl $(DATA)/*.test.jsonl.gz)
 
-.PHONY: run test test-fast lint train bench bench-gpu soak load chaos pins audit clean
+.PHONY: run test test-fast lint train bench bench-bulk bench-gpu soak load chaos pins audit clean
 
 run: .venv/serve/ready
 	.venv/serve/bin/python -m app serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
@@ -46,6 +46,10 @@ bench: .venv/load/ready
 # On a machine with an NVIDIA GPU: BENCH="--provider cuda" measures less.
 bench-gpu: .venv/gpu/ready
 	.venv/gpu/bin/python -m loadtest.bench_gpu $(BENCH)
+
+# 200,000 texts by stream and by score, against the engine alone: rates, memory, single texts meanwhile; half an hour.
+bench-bulk: .venv/load/ready
+	.venv/load/bin/python -m loadtest.bulk $(BULK)
 
 # Memory over 200,000 requests, about ten minutes.
 soak: .venv/load/ready

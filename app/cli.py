@@ -4,14 +4,19 @@ Each command imports what it needs when it runs, so that `serve` loads neither t
 """
 
 import asyncio
+import os
 import sys
 import tempfile
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from app.domain.errors import CannotProceed, StartupError
+
+if TYPE_CHECKING:
+    from app.scoring.command import Scorer
 
 cli = typer.Typer(
     help="Real-time Chinese sentiment: make a model, serve it, score files with it.",
@@ -37,6 +42,8 @@ _NO_KEYS = """{host} can be reached from other machines, and no API key is asked
   SENTIMENT_SECURITY__ALLOW_ANONYMOUS=true        if whoever reaches the port may use it
   --host 127.0.0.1                                to serve this machine alone"""
 
+_Form = Literal["jsonl", "csv", "parquet"]
+_PIPE = Path("-")
 _Data = Annotated[Path, typer.Option(help="Directory with the data files that the recipe names.", file_okay=False)]
 
 
@@ -48,7 +55,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = "cpu] or [gpu" if error.name == "onnxruntime" else "train"
+        extra = {"onnxruntime": "cpu] or [gpu", "aiohttp": "score"}.get(error.name or "", "train")
         print(f"error: {error.name} is not installed: it is part of the extra [{extra}]", file=sys.stderr)
         sys.exit(1)
 
@@ -210,15 +217,49 @@ def options() -> None:
 
 @cli.command(short_help="Classify every text of a file.")
 def score(
-    file: Annotated[Path, typer.Argument(help="Texts: JSON lines or CSV with a column 'text'.", exists=True)],
-    output: Annotated[Path, typer.Option(help="Where to write the answers, as JSON lines.")],
+    file: Annotated[Path, typer.Argument(help="Rows with texts: JSON lines, CSV or Parquet; - reads standard input.")],
+    output: Annotated[Path, typer.Option(help="Where to write rows and answers; - writes to standard output.")] = _PIPE,
+    text_column: Annotated[str, typer.Option(help="Column of the text; every other comes back.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="Column that names a row, where one has no answer.")] = None,
+    input_format: Annotated[_Form | None, typer.Option(help="By default, what the name's ending tells.")] = None,
+    output_format: Annotated[_Form | None, typer.Option(help="By default, what the name's ending tells.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where a run into OUTPUT was cut off, if one was.")] = False,
+    url: Annotated[str | None, typer.Option(help="Ask a running service instead of loading the model.")] = None,
+    key: Annotated[str | None, typer.Option(help="Environment variable that holds the service's API key.")] = None,
 ) -> None:
-    """Classify every text of a file in this process; row by row, the answers stand in the order of the texts."""
-    from app.scoring import score_file
-    from app.settings import load_settings
+    """Classify every row; the answers stand beside the rows, in their order."""
+    from app.domain.rows import form_of
+    from app.scoring.command import Output, score
+    from app.scoring.source import Source
 
     _log_to_stderr("warning")
-    asyncio.run(score_file(file, output, load_settings()))
+    source = Source(None if file == _PIPE else file, input_format or form_of(file), text_column, id_column)
+    if source.path is not None and not source.path.is_file():
+        raise CannotProceed(f"there is no file {file}")
+    written = Output(None if output == _PIPE else output, output_format or form_of(output))
+    try:
+        asyncio.run(score(source, written, _scorer(url, key), resume=resume))
+    except BrokenPipeError:  # as of `score … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        raise CannotProceed(str(error)) from None
+    except KeyboardInterrupt:
+        raise CannotProceed("interrupted" if written.path is None else "interrupted; --resume goes on") from None
+
+
+def _scorer(url: str | None, key: str | None) -> AbstractAsyncContextManager["Scorer"]:
+    """Return what opens the model, or a session with the service at `url`."""
+    if url is None:
+        from app.scoring.local import local_scorer
+        from app.settings import load_settings
+
+        return local_scorer(load_settings())
+    from app.scoring.remote import remote_scorer
+
+    if key is not None and key not in os.environ:
+        raise CannotProceed(f"there is no environment variable {key}")
+    return remote_scorer(url, os.environ[key] if key else None)
 
 
 @cli.command()

@@ -121,10 +121,8 @@ def _read(raw: bytes, number: int) -> Line:
 def _head(members: dict[str, Any], number: int) -> bytes:
     """Return the members that come back, and the line's number."""
     given = {name: value for name, value in members.items() if name not in _OURS} | {"line": number}
-    try:
-        return _ENCODER.encode(given)[:-1].encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, as JavaScript makes when it cuts a text
-        return json.dumps(given)[:-1].encode()
+    # Half of a surrogate pair, as JavaScript makes when it cuts a text, becomes the escape that JSON has for it.
+    return _ENCODER.encode(given)[:-1].encode(errors="backslashreplace")
 
 
 def _finite(number: str) -> float:

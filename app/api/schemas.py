@@ -15,7 +15,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.api.problems import ItemProblem
+from app.api.problems import ItemProblem, item_problem
+from app.domain.errors import ServiceError
 from app.domain.sentiment import most_probable
 from app.inference.bundle import Manifest
 from app.inference.classifier import Classified
@@ -177,6 +178,13 @@ class Readiness(BaseModel):
     provider: str = Field(examples=["openvino"])
     precision: str = Field(examples=["bf16"])
     threads: int = Field(examples=[2])
+
+
+def answer_member(outcome: Classified | ServiceError, model: ModelName) -> bytes:
+    """Return the member of a JSON object that holds the answer to one text among many, or why there is none."""
+    if isinstance(outcome, ServiceError):
+        return b'"error":' + item_problem(outcome).model_dump_json().encode()
+    return b'"sentiment":' + SentimentResponse.by(model, outcome).model_dump_json().encode()
 
 
 def _fields(classified: Classified) -> dict[str, Any]:

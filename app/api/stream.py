@@ -15,9 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.exchange import Chunk, Exchange
 from app.api.lines import GZIP_FORMAT, Gunzip, LineReader, plain
 from app.api.problems import item_problem
-from app.api.schemas import ItemError, ModelName, SentimentResponse
+from app.api.schemas import ItemError, ModelName, answer_member
 from app.domain.errors import NotNdjson, Overloaded, ServiceError
-from app.inference.classifier import Classified
 from app.services import Services, StreamLimits
 
 NDJSON: Final = "application/x-ndjson"
@@ -168,13 +167,6 @@ class LineStream(Response):
             services.metrics.observe_outcome(outcome)
             answers.append(b"%b,%b}\n" % (line.head, answer_member(outcome, model)))
         return b"".join(answers)
-
-
-def answer_member(outcome: Classified | ServiceError, model: ModelName) -> bytes:
-    """Return the member of a JSON object that holds an answer."""
-    if isinstance(outcome, ServiceError):
-        return b'"error":' + item_problem(outcome).model_dump_json().encode()
-    return b'"sentiment":' + SentimentResponse.by(model, outcome).model_dump_json().encode()
 
 
 def _is_gzip(request: Request) -> bool:

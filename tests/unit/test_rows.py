@@ -1,6 +1,8 @@
 import gzip
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from app.domain.rows import BadRow, read_rows
@@ -59,3 +61,19 @@ def test_a_damaged_gzip_file_is_told(tmp_path: Path, damage: slice) -> None:
     file.write_bytes(gzip.compress(b'{"text": "a"}\n')[damage])
     with pytest.raises(BadRow, match=r"a\.jsonl\.gz is no whole gzip file"):
         list(read_rows(file))
+
+
+def test_blank_lines_of_json_lines_are_passed_over_and_count(tmp_path: Path) -> None:
+    file = _written(tmp_path / "a.jsonl", '\n{"text": "好"}\n \n{"text": "差"}\n\n')
+    assert list(read_rows(file)) == [(2, {"text": "好"}), (4, {"text": "差"})]
+
+
+def test_a_format_that_is_said_counts_for_more_than_the_name(tmp_path: Path) -> None:
+    file = _written(tmp_path / "a.txt", "text\n好\n")
+    assert list(read_rows(file, form="csv")) == [(2, {"text": "好"})]
+
+
+def test_of_a_wide_table_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["好"], "wide": ["x"]}), file)
+    assert list(read_rows(file, columns=["text"])) == [(1, {"text": "好"})]

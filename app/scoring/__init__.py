@@ -1,0 +1,1 @@
+"""Files of texts in, files of answers out: `python -m app score`."""

@@ -1,0 +1,161 @@
+"""``make bench-bulk``: many texts by stream and by `score`: how fast, in how much memory, and whether they agree."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from threading import Event, Thread
+from typing import Annotated, Any, Final
+
+import psutil
+import typer
+
+from loadtest.corpus import make_texts
+from loadtest.engine import BareEngine
+from loadtest.load import Load, Request, open_loop
+from loadtest.service import serving
+
+_OUTPUT: Final = Path("build/bulk")
+_NO_CACHE: Final = {"SENTIMENT_CACHE__MAX_BYTES": "0"}
+_CEILING_TEXTS: Final = 8_192
+_INTERACTIVE_PER_S: Final = 30.0
+_INTERACTIVE_S: Final = 30.0
+_SAMPLE_S: Final = 0.1
+
+
+def main(count: Annotated[int, typer.Option(help="How many texts.")] = 200_000) -> None:
+    """Print what was measured; fail if a row is missing."""
+    _OUTPUT.mkdir(parents=True, exist_ok=True)
+    texts = make_texts(count)
+    file = _write(_OUTPUT / "texts.jsonl", texts)
+    engine = BareEngine(streams=2)
+    engine.sorted_batches_per_s(texts[:_CEILING_TEXTS])  # compiles the shapes
+    ceiling = engine.sorted_batches_per_s(texts[:_CEILING_TEXTS])
+    del engine
+    print(f"engine alone, sorted batches of 32, two runs at a time: {ceiling:.0f} texts/s", flush=True)
+
+    with serving(**_NO_CACHE) as (port, processes):
+        alone = _interactive(port, texts)
+        with _peak_mib(processes) as mib:
+            spent_s = _stream(port, file, _OUTPUT / "streamed.jsonl")
+        _print("stream, by curl -T", count / spent_s, ceiling, mib)
+        beside = _beside_a_stream(port, file, texts)
+    print(f"single texts, {_INTERACTIVE_PER_S:.0f}/s: p99 {alone.p99_ms:.0f} ms alone, {beside.p99_ms:.0f} ms beside")
+
+    per_s, mib = _score(file, _OUTPUT / "scored.jsonl")
+    _print("score, in its process", per_s, ceiling, mib)
+    _compare(_OUTPUT / "streamed.jsonl", _OUTPUT / "scored.jsonl", count)
+
+
+def _write(file: Path, texts: list[str]) -> Path:
+    with file.open("w", encoding="utf-8") as lines:
+        for number, text in enumerate(texts):
+            lines.write(json.dumps({"id": number, "text": text}, ensure_ascii=False) + "\n")
+    return file
+
+
+def _curl(port: int, file: Path, answers: Path) -> list[str]:
+    return [
+        "curl", "--silent", "--show-error", "--fail", "--no-buffer", "--request", "POST", "--upload-file", str(file),
+        "--header", "Content-Type: application/x-ndjson", "--output", str(answers),
+        f"http://127.0.0.1:{port}/v1/sentiment/stream",
+    ]  # fmt: skip
+
+
+def _stream(port: int, file: Path, answers: Path) -> float:
+    """Return how long it took."""
+    started = time.perf_counter()
+    subprocess.run(_curl(port, file, answers), check=True)
+    return time.perf_counter() - started
+
+
+def _interactive(port: int, texts: list[str]) -> Load:
+    requests = [Request("/v1/sentiment", {"text": f"{text}。"}) for text in texts[:2_000]]
+    return open_loop(port, requests, per_s=_INTERACTIVE_PER_S, seconds=_INTERACTIVE_S)
+
+
+def _beside_a_stream(port: int, file: Path, texts: list[str]) -> Load:
+    with subprocess.Popen(_curl(port, file, Path(os.devnull))) as process:
+        try:
+            time.sleep(1)
+            return _interactive(port, texts)
+        finally:
+            if process.poll() is not None:
+                print("the stream ended before the single texts did: take more texts", file=sys.stderr)
+            process.kill()
+
+
+def _score(file: Path, answers: Path) -> tuple[float, dict[str, float]]:
+    command = [sys.executable, "-m", "app", "score", str(file), "--output", str(answers)]
+    with (
+        subprocess.Popen(command, env={**os.environ, **_NO_CACHE}, stderr=subprocess.PIPE, text=True) as process,
+        _peak_mib(lambda: [psutil.Process(process.pid)]) as mib,
+    ):
+        _, said = process.communicate()
+    found = re.search(r": ([\d,]+)/s$", said, re.MULTILINE)
+    if process.returncode or found is None:
+        raise SystemExit(said)
+    return float(found[1].replace(",", "")), mib
+
+
+@contextmanager
+def _peak_mib(processes: Callable[[], list[psutil.Process]]) -> Iterator[dict[str, float]]:
+    """Yield what will hold the resident memory of all `processes`: after a minute of work, and at most."""
+    mib: dict[str, float] = {}
+    stop = Event()
+
+    def watch() -> None:
+        started = time.monotonic()
+        while not stop.wait(_SAMPLE_S):
+            try:
+                held = sum(process.memory_info().rss for process in processes()) / 2**20
+            except psutil.NoSuchProcess:
+                return
+            if time.monotonic() - started > 60:
+                mib.setdefault("after a minute", held)
+            mib["peak"] = max(held, mib.get("peak", 0.0))
+
+    thread = Thread(target=watch)
+    thread.start()
+    try:
+        yield mib
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _print(name: str, per_s: float, ceiling: float, mib: dict[str, float]) -> None:
+    held = ", ".join(f"{when} {value:.0f}" for when, value in mib.items())
+    print(f"{name}: {per_s:.0f} texts/s, {per_s / ceiling:.3f} of the engine alone; MiB: {held}", flush=True)
+
+
+def _compare(streamed: Path, scored: Path, count: int) -> None:
+    rows = other_labels = 0
+    furthest = 0.0
+    with streamed.open(encoding="utf-8") as some, scored.open(encoding="utf-8") as others:
+        for number, (one, other) in enumerate(zip_longest(map(json.loads, some), map(json.loads, others))):
+            if one is None or other is None or not one["id"] == other["id"] == number:
+                raise SystemExit(f"row {number} is missing, or out of place")
+            rows += 1
+            other_labels += one["sentiment"]["label"] != other["sentiment"]["label"]
+            furthest = max(furthest, _distance(one["sentiment"], other["sentiment"]))
+    if rows != count:
+        raise SystemExit(f"{count - rows} rows are missing")
+    print(
+        f"{rows} rows compared: {other_labels} have another label, no probability differs by more than {furthest:.4f}"
+    )
+
+
+def _distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    shares: dict[str, float] = one["probabilities"]
+    return max(abs(share - float(other["probabilities"][name])) for name, share in shares.items())
+
+
+if __name__ == "__main__":
+    typer.run(main)
