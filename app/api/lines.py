@@ -136,6 +136,6 @@ def _refuse(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-# The standard library's: others turn a number of twenty digits, which may be somebody's id, into a fraction.
+# The standard library's: others make a fraction of an integer beyond 64 bits, which may be somebody's id.
 _DECODER: Final = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

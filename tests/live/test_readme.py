@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,13 @@ CALLS = re.findall(r"^curl (?:.*\\\n)*.*", README, re.MULTILINE)
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def _call(server: RunningServer, command: str) -> Any:
+def _run(server: RunningServer, command: str, directory: Path | None = None) -> bytes:
     shell = command.replace("http://127.0.0.1:8000", server.address)
-    finished = subprocess.run(["bash", "-c", shell], capture_output=True, check=True, timeout=60)  # noqa: S603, S607
-    return json.loads(finished.stdout)
+    return subprocess.run(["bash", "-c", shell], stdout=subprocess.PIPE, cwd=directory, check=True, timeout=60).stdout  # noqa: S603, S607
+
+
+def _call(server: RunningServer, command: str) -> Any:
+    return json.loads(_run(server, command))
 
 
 def test_the_first_call_answers_as_shown(server: RunningServer) -> None:
@@ -78,3 +82,14 @@ def test_every_file_that_a_page_leads_to_exists(name: str) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert targets
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_stream_answers_every_line_as_shown(server: RunningServer, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```jsonl\n(.*?)\n```", README, re.DOTALL)
+    sent, *shown = block.splitlines()
+    (tmp_path / "reviews.jsonl").write_text(f'{sent}\n{{"id": 8, "text": ""}}\n', encoding="utf-8")
+    (call,) = [call for call in CALLS if "/stream" in call]
+    _run(server, call, tmp_path)
+    answers = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    for answer, like in zip(answers, shown, strict=True):
+        assert re.fullmatch(re.escape(like).replace("…", ".*"), answer)
