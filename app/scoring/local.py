@@ -46,9 +46,9 @@ class LocalScorer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer(self, texts: Sequence[object]) -> list[bytes]:
-        active = self._services.models.active
-        outcomes = await active.classifier.classify_many(texts, timeout_s=None, patient=True)
-        model = ModelName.of(active.manifest)
+        with self._services.models.lease(texts[0]) as lease:
+            outcomes = await lease.model.classifier.classify_many(texts, timeout_s=None, patient=True)
+            model = ModelName.of(lease.model.manifest)
         return [b"{%b}" % answer_member(outcome, model) for outcome in outcomes]
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -215,6 +216,21 @@ def test_a_run_killed_and_gone_on_with_writes_every_row_once(tmp_path: Path, tin
         assert pq.read_table(output).equals(pq.read_table(whole))
     else:
         assert output.read_bytes() == whole.read_bytes()
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, tiny_bundle: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(_jsonl(_rows(_KILLED_ROWS)))
+    with subprocess.Popen(  # noqa: S603 (our own program)
+        _command(str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.csv")), cwd=ROOT,
+        env=_environment(tiny_bundle), stderr=subprocess.PIPE, encoding="utf-8",
+    ) as process:  # fmt: skip
+        while not (tmp_path / "out.csv.part.json").exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == "error: interrupted; --resume goes on\n"
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, tiny_bundle: Path) -> None:
