@@ -7,14 +7,14 @@ wrong. `DrainingServer` looks at each connection twice a second, so that no requ
 import secrets
 from asyncio import AbstractEventLoop, BaseTransport
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.api.middleware import BODY_OVERDUE, REQUEST_ID_HEADER, SAFETY_HEADERS
+from app.api.middleware import BODY_OVERDUE, REQUEST_ID_HEADER, SAFETY_HEADERS, STREAM_IDLE_S
 from app.api.problems import connection_problem
 from app.services import Services
 
@@ -112,7 +112,10 @@ class BoundedConnection(HttpToolsProtocol):
 
     def close_if_slow(self, now: float) -> None:
         """Close, if the client takes too long to send what it began, or to read its answer."""
-        timeout_s = self._bounds.receive_timeout_s
+        idle_s = cast("float | None", self.cycle.scope.get(STREAM_IDLE_S) if self._answering else None)
+        timeout_s = idle_s or self._bounds.receive_timeout_s
+        if idle_s and self._in_body:
+            self._waiting_since = now  # the application knows whether it moves
         if self._waiting_since is not None and now - self._waiting_since > timeout_s:
             self._stop_waiting(now)
         if not self.transport.get_write_buffer_size():

@@ -1,5 +1,6 @@
 """The door: a key is asked for before a body is read, and texts are charged before they are classified."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -62,11 +63,11 @@ class Authentication:
         scope[KEY] = key
 
 
-async def admit(request: Request, gate: Gate, texts: int) -> None:
+async def admit(request: Request, gate: Gate, texts: int, *, patience_s: float = 0.0) -> None:
     """Charge the caller for `texts`, all or none; the answer will say what is left.
 
     Raises:
-        LimitExceeded: they do not fit now.
+        LimitExceeded: they do not fit now, nor within `patience_s`.
         BatchOverLimit: they never will.
     """
     key: Key | None = request.scope.get(KEY)
@@ -74,14 +75,16 @@ async def admit(request: Request, gate: Gate, texts: int) -> None:
     services: Services = request.scope["state"]["services"]
     if limits:
         try:
-            await _charge(request, gate, key, limits, texts)
+            await _charge(request, gate, key, limits, texts, patience_s=patience_s)
         except ServiceError as error:
             services.metrics.observe_unanswered(problem_name(error), texts)
             raise
     services.metrics.observe_admission(key.name if key is not None else None, texts)
 
 
-async def _charge(request: Request, gate: Gate, key: Key | None, limits: Sequence[RateLimit], texts: int) -> None:
+async def _charge(
+    request: Request, gate: Gate, key: Key | None, limits: Sequence[RateLimit], texts: int, *, patience_s: float
+) -> None:
     least = min(limits, key=lambda limit: limit.texts)
     if texts > least.texts:
         raise BatchOverLimit(
@@ -89,6 +92,10 @@ async def _charge(request: Request, gate: Gate, key: Key | None, limits: Sequenc
         )
     caller = f"key:{key.name}" if key is not None else f"address:{_address(request.scope)}"
     verdict = await gate.ledger.take(caller, limits, max(1, texts))
+    while 0 < verdict.wait_s <= patience_s:
+        await asyncio.sleep(verdict.wait_s)
+        patience_s -= verdict.wait_s
+        verdict = await gate.ledger.take(caller, limits, max(1, texts))
     request.scope[ANSWER_HEADERS] = _rate_limit_headers(limits, verdict)
     if verdict.wait_s:
         raise LimitExceeded(

@@ -22,6 +22,7 @@ _REQUEST_ID: Final = REQUEST_ID_HEADER.lower().encode()
 # Answers tell of what people wrote: no cache between here and the client keeps them.
 SAFETY_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 BODY_OVERDUE: Final = "body_overdue"  # in the scope of a request whose body takes too long, as the connection knows
+STREAM_IDLE_S: Final = "stream_idle_s"  # in the scope of a request that may last for ever: how long it may stand still
 KEY: Final = "key"  # in the scope of a request with an API key: what is known of it
 ANSWER_HEADERS: Final = "answer_headers"  # in the scope: what the answer is to carry, whatever it will be
 TIMELINE: Final = "timeline"  # in the scope of a request that the classifier works for

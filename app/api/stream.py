@@ -12,11 +12,14 @@ from fastapi import HTTPException, Request
 from fastapi.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.api.admission import admit
+from app.api.dependencies import cache_use
 from app.api.exchange import Chunk, Exchange
 from app.api.lines import GZIP_FORMAT, Gunzip, LineReader, plain
-from app.api.problems import item_problem
+from app.api.middleware import STREAM_IDLE_S
+from app.api.problems import item_problem, problem_name
 from app.api.schemas import ItemError, ModelName, answer_member
-from app.domain.errors import NotNdjson, Overloaded, ServiceError
+from app.domain.errors import BatchOverLimit, NotNdjson, Overloaded, ServiceError
 from app.services import Services, StreamLimits
 
 NDJSON: Final = "application/x-ndjson"
@@ -46,6 +49,9 @@ class LineStream(Response):
         self._limits = limits
         self._ordered = ordered
         self._draining = request.app.state.draining
+        self._request = request
+        self._cache_use = cache_use(request)
+        self._door = asyncio.Lock()  # lines are charged in their order
         self._gunzip = Gunzip() if _is_gzip(request) else None
         self._packer = None
         self._heard_all = False
@@ -59,8 +65,9 @@ class LineStream(Response):
             self._packer = zlib.compressobj(zlib.Z_BEST_SPEED, wbits=GZIP_FORMAT)
         self.init_headers(headers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (ASGI)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. What keeps the first lines from being taken is raised; later trouble is told in a last line."""
+        scope[STREAM_IDLE_S] = self._limits.idle_s
         self._receive, self._send = receive, send
         slots = self._services.stream_slots
         if slots.locked():
@@ -149,14 +156,22 @@ class LineStream(Response):
 
         Raises:
             Overloaded: they are.
+            LimitExceeded: the caller's rate limit does not admit them soon.
         """
-        services = self._services
+        try:
+            await self._charge(len(chunk), patient=patient)
+        except BatchOverLimit:
+            half = len(chunk) // 2
+            return await self._answer(chunk[:half], patient) + await self._answer(chunk[half:], patient=True)
+        metrics = self._services.metrics
         texts = [line.text for line in chunk if line.problem is None]
-        with services.models.lease(texts[0] if texts else "") as lease:
+        with self._services.models.lease(texts[0] if texts else "") as lease:
             try:
-                outcomes = await lease.model.classifier.classify_many(texts, timeout_s=None, patient=patient)
+                outcomes = await lease.model.classifier.classify_many(
+                    texts, timeout_s=None, cache_use=self._cache_use, patient=patient
+                )
             except ServiceError as error:
-                services.metrics.observe_refusal(error, len(texts))
+                metrics.observe_unanswered(problem_name(error), len(texts))
                 raise
             lease.answered(texts, outcomes)
             model = ModelName.of(lease.model.manifest)
@@ -164,9 +179,18 @@ class LineStream(Response):
         answers = []
         for line in chunk:
             outcome = line.problem or next(following)
-            services.metrics.observe_outcome(outcome)
+            if isinstance(outcome, ServiceError):
+                metrics.observe_unanswered(problem_name(outcome))
+            else:
+                metrics.observe_answer(outcome)
             answers.append(b"%b,%b}\n" % (line.head, answer_member(outcome, model)))
         return b"".join(answers)
+
+    async def _charge(self, lines: int, *, patient: bool) -> None:
+        gate = self._request.scope["state"].get("gate")
+        if gate is not None:
+            async with self._door:
+                await admit(self._request, gate, lines, patience_s=self._limits.idle_s / 2 if patient else 0.0)
 
 
 def _is_gzip(request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -304,3 +305,48 @@ async def test_with_a_port_of_their_own_the_metrics_leave_the_other(door: Door) 
         assert_problem(await client.post(f"http://admin{_SINGLE}", json=_GOOD), 404, "not-found")
         app.state.draining = True
         assert (await client.get("http://admin/health/ready")).status_code == 503
+
+
+# Streams
+
+
+def _lines(count: int) -> bytes:
+    return b"".join(b'{"id": %d, "text": "\xe5\xa5\xbd"}\n' % number for number in range(count))
+
+
+async def _stream(client: httpx.AsyncClient, count: int, headers: dict[str, str]) -> httpx.Response:
+    headers = {**headers, "Content-Type": "application/x-ndjson"}
+    return await client.post("/v1/sentiment/stream", content=_lines(count), headers=headers)
+
+
+async def test_a_stream_takes_a_key(door: Door) -> None:
+    shop, scraper = door.new_key("shop"), door.new_key("scraper", "metrics")
+    async with door.client() as client:
+        assert_problem(await _stream(client, 1, {}), 401, "not-authenticated")
+        assert_problem(await _stream(client, 1, scraper), 403, "not-permitted")
+        assert (await _stream(client, 1, shop)).status_code == 200
+
+
+@pytest.mark.parametrize("limit", ["50/second", "10/second"], ids=["above a chunk", "below a chunk"])
+async def test_a_stream_goes_on_as_its_rate_limit_lets_it(door: Door, limit: str) -> None:
+    shop = door.new_key("shop", rate_limits=limit)
+    texts = int(limit.split("/", maxsplit=1)[0]) * 2
+    async with door.client() as client:
+        begun = time.monotonic()
+        response = await _stream(client, texts, shop)
+        assert time.monotonic() - begun > 0.8
+    answers = [json.loads(line) for line in response.text.splitlines()]
+    assert [answer["id"] for answer in answers] == list(range(texts))
+    assert all("sentiment" in answer for answer in answers)
+
+
+async def test_a_stream_whose_rate_limit_is_used_up_for_long_ends_and_says_so(door: Door) -> None:
+    shop = door.new_key("shop", rate_limits="40/day")
+    async with door.client() as client:
+        *answers, last = [json.loads(line) for line in (await _stream(client, 50, shop)).text.splitlines()]
+        response = await _stream(client, 20, shop)
+    assert [answer["id"] for answer in answers] == list(range(32))
+    assert last["error"]["type"] == "urn:sentiment:problem:limit-exceeded"
+    assert "line" not in last
+    assert_problem(response, 429, "limit-exceeded")
+    assert int(response.headers["Retry-After"]) > 60

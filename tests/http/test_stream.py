@@ -547,8 +547,9 @@ async def test_packed_answers_wait_for_no_more_to_pack(tiny_bundle: Path) -> Non
 async def test_each_line_is_counted_by_its_outcome(fresh_client: httpx.AsyncClient) -> None:
     await _answers(fresh_client, b'{"text": "\xe5\xa5\xbd"}\n{"text": ""}\n[]\n' + b"x" * (STREAM.max_line_bytes + 1))
     metrics = (await fresh_client.get("/metrics")).text
-    counts = dict(re.findall(r'^sentiment_texts_total\{outcome="(\w+)"\} (\S+)', metrics, re.MULTILINE))
-    assert counts == {"positive": "1.0", "EmptyText": "1.0", "InvalidLine": "1.0", "LineTooLong": "1.0"}
+    unanswered = dict(re.findall(r'^sentiment_unanswered_texts_total\{type="([a-z-]+)"\} (\S+)', metrics, re.MULTILINE))
+    assert unanswered == {"empty-text": "1.0", "invalid-line": "1.0", "line-too-long": "1.0"}
+    assert 'sentiment_confidence_count{label="positive"} 1.0' in metrics
     assert f'route="{_PATH}",status="200"' in metrics
 
 
@@ -563,7 +564,8 @@ async def test_the_api_description_tells_of_lines_and_of_every_problem(client: h
     (name, body) = next(iter(operation["requestBody"]["content"].items()))
     assert name == "application/x-ndjson"
     assert body["schema"]["required"] == ["text"]
-    assert operation["responses"].keys() == {"200", "400", "415", "422", "500", "503", "504"}
+    statuses = {"200", "400", "401", "403", "415", "422", "429", "431", "500", "503", "504"}
+    assert operation["responses"].keys() == statuses
     assert operation["responses"]["200"]["content"].keys() == {"application/x-ndjson"}
     answer = operation["responses"]["200"]["content"]["application/x-ndjson"]["schema"]
     assert {"line", "sentiment", "error"} == answer["properties"].keys()

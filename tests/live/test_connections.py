@@ -307,3 +307,61 @@ def test_a_client_that_sends_on_while_it_waits_still_gets_its_answer(
         connection = connect(server)
         connection.sendall(_head(_JSON, f"Content-Length: {len(_BODY)}") + _BODY)
         assert _until_closed(connection, lambda: connection.sendall(b"\r\n")).endswith(b"}}")
+
+
+_STREAM = _head("Content-Type: application/x-ndjson", "Transfer-Encoding: chunked", path="/v1/sentiment/stream")
+
+
+def _chunk(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
+def test_a_stream_may_last_longer_than_any_other_body_if_it_moves(bounded: RunningServer, connect: Connect) -> None:
+    connection = connect(bounded)
+    connection.sendall(_STREAM)
+    began = time.monotonic()
+    received = b""
+    while time.monotonic() - began < 3 * _TIMEOUT_S:
+        connection.sendall(_chunk(_BODY + b"\n"))
+        received += connection.recv(1 << 16)
+        time.sleep(_TIMEOUT_S / 5)
+    connection.sendall(_chunk(b""))
+    while not received.endswith(b"0\r\n\r\n"):
+        part = connection.recv(1 << 16)
+        assert part, received
+        received += part
+    assert received.count(b'"sentiment"') > 5
+    assert b'"error"' not in received
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[RunningServer]:
+    """A server that lets a stream stand still for a second, and waits longer for all else."""
+    settings = {"MODEL__PATH": str(tiny_bundle), "MODEL__PROVIDER": "cpu", "STREAM__IDLE_S": "1"}
+    with running_server(tmp_path_factory.mktemp("impatient"), **settings) as server:
+        yield server
+
+
+def test_a_stream_that_stands_still_is_ended(impatient: RunningServer, connect: Connect) -> None:
+    connection = connect(impatient)
+    connection.sendall(_STREAM + _chunk(_BODY + b"\n"))
+    received = b""
+    while not received.endswith(b"0\r\n\r\n"):
+        part = connection.recv(1 << 16)
+        assert part, received
+        received += part
+    assert b"urn:sentiment:problem:deadline-exceeded" in received
+
+
+def test_a_stream_whose_answers_are_not_read_is_closed(impatient: RunningServer, connect: Connect) -> None:
+    connection = connect(impatient, receive_buffer=4_096)
+    line = json.dumps({"text": "好", "more": "x" * 60_000}).encode() + b"\n"
+    connection.sendall(_STREAM)
+
+    def send_without_end() -> None:
+        while True:
+            connection.sendall(_chunk(line))
+
+    with pytest.raises(OSError, match=r"reset|Broken pipe"):
+        send_without_end()
+    assert _answers(impatient)

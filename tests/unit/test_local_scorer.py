@@ -26,6 +26,7 @@ async def _scorer(model: GatedModel, directory: Path) -> AsyncIterator[tuple[Loc
     async with Rollout(lambda path: serving_model(path, model, _POLICY), directory) as models:
         services = Services(
             models=models,
+            bundles=directory.parent,
             metrics=Metrics(),
             max_texts=8,
             timeout_s=60,

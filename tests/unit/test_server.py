@@ -13,7 +13,7 @@ from app.rollout import Rollout
 from app.server import HandedServer
 from app.services import Services
 from app.telemetry.prometheus import Metrics
-from tests.http.served import GatedModel
+from tests.http.served import STREAM, GatedModel
 from tests.served_model import serving_model
 
 pytestmark = pytest.mark.anyio
@@ -32,9 +32,8 @@ async def test_a_handed_server_whose_model_hangs_falls_silent(
         ours.settimeout(0)
         server = HandedServer(app, config, drain_s=0, channel=theirs)
         async with Rollout(lambda path: serving_model(path, model, policy), tiny_bundle) as models:
-            server.lifespan = SimpleNamespace(
-                state={"services": Services(models, tiny_bundle.parent, Metrics(), 1, 1, 1)}
-            )
+            running = Services(models, tiny_bundle.parent, Metrics(), 1, 1, 1, STREAM, asyncio.Semaphore(1))
+            server.lifespan = SimpleNamespace(state={"services": running})
             await server.on_tick(0)
             assert ours.recv(16) == bytes(8)
             asking = asyncio.create_task(models.active.classifier.classify("好", timeout_s=60))

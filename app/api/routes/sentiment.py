@@ -22,16 +22,16 @@ from app.inference.batcher import Lane
 router = APIRouter(prefix="/v1", tags=["sentiment"], route_class=LeanRoute)
 
 _PROBLEMS = problem_docs(400, 401, 403, 408, 413, 415, 422, 429, 431, 500, 503, 504)
-_CACHE_CONTROL = {
+_HEADER = {
     "name": "Cache-Control",
     "in": "header",
     "schema": {"type": "string", "examples": ["no-cache"]},
     "description": "`no-cache`: compute the answer, though it may be remembered; `no-store`: and do not remember it",
 }
-_EXTRA = {"parameters": [_CACHE_CONTROL]}
+CACHE_CONTROL = {"parameters": [_HEADER]}
 
 
-@router.post("/sentiment", summary="Classify one text", responses=_PROBLEMS, openapi_extra=_EXTRA)
+@router.post("/sentiment", summary="Classify one text", responses=_PROBLEMS, openapi_extra=CACHE_CONTROL)
 async def classify(request: Request, body: SentimentRequest, services: ServicesDependency) -> SentimentResponse:
     """Answer with the sentiment of one text."""
     manifest, (outcome,) = await answer(request, services, [body.text], Lane.INTERACTIVE)
@@ -40,7 +40,7 @@ async def classify(request: Request, body: SentimentRequest, services: ServicesD
     return SentimentResponse.by(ModelName.of(manifest), outcome)
 
 
-@router.post("/sentiment/batch", summary="Classify many texts", responses=_PROBLEMS, openapi_extra=_EXTRA)
+@router.post("/sentiment/batch", summary="Classify many texts", responses=_PROBLEMS, openapi_extra=CACHE_CONTROL)
 async def classify_batch(request: Request, body: BatchRequest, services: ServicesDependency) -> BatchResponse:
     """Answer with one result per text, in order; a text that cannot be classified has an error in its place."""
     if len(body.texts) > services.max_texts:

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from app.api.dependencies import ServicesDependency, timeout_s
 from app.api.problems import problem_docs
+from app.api.routes.sentiment import CACHE_CONTROL
 from app.api.schemas import StreamAnswer, StreamLine
 from app.api.stream import NDJSON, LineStream
 from app.domain.errors import ShuttingDown
@@ -36,9 +37,9 @@ _BODY: Final[dict[str, Any]] = {
     response_class=Response,
     responses={
         200: {"description": "One line for each", "content": {NDJSON: {"schema": _schema(StreamAnswer)}}},
-        **problem_docs(400, 415, 422, 500, 503, 504),
+        **problem_docs(400, 401, 403, 415, 422, 429, 431, 500, 503, 504),
     },
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={**CACHE_CONTROL, "requestBody": _BODY},
 )
 async def classify_stream(
     request: Request,
