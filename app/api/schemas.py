@@ -158,7 +158,9 @@ class StreamAnswer(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    line: int | None = Field(description="Which line of the request it answers, from 1; absent: it concerns the stream")
+    line: int | None = Field(
+        default=None, description="Which line of the request it answers, from 1; absent: it concerns the stream"
+    )
     sentiment: SentimentResponse | None = None
     error: ItemProblem | None = None
 

@@ -21,13 +21,25 @@ _CONFIG = SchemathesisConfig.from_dict(
         "checks": {"positive_data_acceptance": {"enabled": False}},
         # An item that is no text has its error in its place, in an answer of 200.
         "operations": [
-            {"include-path": "/v1/sentiment/batch", "checks": {"negative_data_rejection": {"enabled": False}}}
+            {"include-path": path, "checks": {"negative_data_rejection": {"enabled": False}}}
+            for path in ("/v1/sentiment/batch", "/v1/sentiment/stream")
         ],
     }
 )
 schema = schemathesis.openapi.from_dict(
     json.loads((ROOT / "docs/openapi.json").read_text(encoding="utf-8")), config=_CONFIG
 )
+
+
+# Their schemas are of a line.
+@schemathesis.serializer("application/x-ndjson")
+def _line(_: schemathesis.SerializationContext, value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@schemathesis.deserializer("application/x-ndjson")
+def _only_line(_: schemathesis.DeserializationContext, response: schemathesis.Response) -> Any:
+    return json.loads(response.content or b"{}")
 
 
 @pytest.fixture(scope="module")
