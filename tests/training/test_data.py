@@ -146,7 +146,6 @@ def test_rows_without_a_label_or_with_a_blank_text_are_left_out(tmp_path: Path) 
     ("row", "complaint"),
     [
         ("{", "not JSON"),
-        ("", "not JSON"),
         ('["好"]', "not a JSON object"),
         ('{"label": "positive"}', "no text in column 'text'"),
         ('{"text": 5, "label": "positive"}', "no text in column 'text'"),
