@@ -102,6 +102,8 @@ class Bench:
             for connections in PEER_CONNECTIONS:
                 self._closed(name, port, requests, connections, processes)
             rate = 0.8 * self._measured.loads[f"{name}: 64 connections"][-1].per_s
+            if not rate:
+                raise RuntimeError(f"no answer within {self._seconds} s at 64 connections: measure for longer")
             self._open(f"{name}: open loop at 80%", port, requests, rate)
             self._measured.memory_mib[name] = _memory_mib(processes())
         with serving(**_NO_CACHE) as (port, _):
