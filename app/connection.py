@@ -1,7 +1,8 @@
 """One connection: uvicorn's, with the bounds that it lacks.
 
-uvicorn waits for ever for a head, a body or a reader, takes a head of any size, and tells in plain text what is
-wrong. `DrainingServer` looks at each connection twice a second, so that no request sets a timer.
+uvicorn waits for ever for a head, a body or a reader, takes a head of any size, tells in plain text what is wrong, and
+makes much of a request that is going to be refused. `DrainingServer` looks at each connection twice a second, so that
+no request sets a timer.
 """
 
 import secrets
@@ -11,11 +12,14 @@ from typing import Any, Final, cast
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.api.middleware import BODY_OVERDUE, REQUEST_ID_HEADER, SAFETY_HEADERS, STREAM_IDLE_S
-from app.api.problems import connection_problem
+from app.api.middleware import ACCEPTABLE_ID, BODY_OVERDUE, REQUEST_ID_HEADER, SAFETY_HEADERS, STREAM_IDLE_S
+from app.api.problems import ProblemResponse, connection_problem, service_problem
+from app.api.routes import sentiment
+from app.domain.errors import Overloaded
 from app.services import Services
 
 _MOST_HEADERS: Final = 100
@@ -25,6 +29,11 @@ _FRAMING: Final = 6  # bytes of a chunk that carries one
 _NOT_HTTP: Final = 400
 _HEAD_TOO_LARGE: Final = 431
 _TOO_MANY_CONNECTIONS: Final = 503
+
+_SINGLE: Final = sentiment.router.url_path_for("classify")
+_SINGLE_URL: Final = _SINGLE.encode()
+
+_REQUEST_ID: Final = REQUEST_ID_HEADER.lower().encode()
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +68,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._fed = 0  # bytes of this request, of its body, and whether that has begun
         self._body = 0
         self._in_body = False
+        self._shed = False  # this request was answered before its body
         self._unread_since: float | None = None  # since when the client has read too little of its answers
         self._refusal = _NOT_HTTP
 
@@ -85,6 +95,10 @@ class BoundedConnection(HttpToolsProtocol):
         ):
             self._refusal = _HEAD_TOO_LARGE
             raise _Refused
+        if self.url == _SINGLE_URL and (overloaded := self._why_not_read()) is not None:
+            self._shed = True
+            self._answer_unread(overloaded)
+            return
         self._in_body = True
         self._waiting_since = self.loop.time()
         super().on_headers_complete()
@@ -92,14 +106,19 @@ class BoundedConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Count what is no head."""
         self._body += len(body)
-        super().on_body(body)
+        if not self._shed:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Wait for nothing."""
         self._waiting_since = None
         self._fed = self._body = 0
         self._in_body = False
-        super().on_message_complete()
+        if self._shed:
+            self._shed = False
+            self.on_response_complete()
+        else:
+            super().on_message_complete()
 
     def resume_writing(self) -> None:
         """Take note that the client reads."""
@@ -148,6 +167,27 @@ class BoundedConnection(HttpToolsProtocol):
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
+    def _why_not_read(self) -> Overloaded | None:
+        """Return why the request that has begun is refused unread. Some need care that only the usual way takes."""
+        if (
+            self._answering
+            or self.pipeline
+            or self.expect_100_continue
+            or not self.parser.should_keep_alive()
+            or self.parser.get_method() != b"POST"
+            or cast("FastAPI", self.config.app).state.draining
+        ):
+            return None
+        return self._services.shedder.refusal()
+
+    def _answer_unread(self, error: Overloaded) -> None:
+        named = next((value.decode("latin-1") for name, value in self.headers if name == _REQUEST_ID), "")
+        request_id = named if ACCEPTABLE_ID.fullmatch(named) else secrets.token_hex(16)
+        response = service_problem(error, request_id)
+        response.headers[REQUEST_ID_HEADER] = request_id
+        self._services.metrics.observe_unanswered(response.name, 1)
+        self._write(response, "POST", _SINGLE)
+
     def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
         """Tell the client why, and close."""
         if self.transport.is_closing():
@@ -163,9 +203,17 @@ class BoundedConnection(HttpToolsProtocol):
         response = connection_problem(
             status, request_id, {REQUEST_ID_HEADER: request_id, "Connection": "close", **(headers or {})}
         )
-        services: Services = self.app_state["services"]
-        services.metrics.observe_request("other", "unmatched", status, 0, problem=response.name)
+        self._write(response, "other", "unmatched")
+        self.transport.close()
+
+    def _write(self, response: ProblemResponse, method: str, route: str) -> None:
+        status = response.status_code
+        self._services.metrics.observe_request(method, route, status, 0, problem=response.name)
         lines = [*self.server_state.default_headers, *response.raw_headers, *SAFETY_HEADERS]
         head = b"".join(b"%b: %b\r\n" % line for line in lines)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, bytes(response.body)))
-        self.transport.close()
+
+    @property
+    def _services(self) -> Services:
+        services: Services = self.app_state["services"]
+        return services

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.inference.shedding import Shedder
 from app.rollout import Rollout
 from app.telemetry.prometheus import Metrics
 
@@ -35,6 +36,7 @@ class Services:
     models: Rollout
     bundles: Path  # directory of the bundles that an operator may name
     metrics: Metrics
+    shedder: Shedder
     max_texts: int
     timeout_s: float
     batch_timeout_s: float

@@ -24,6 +24,7 @@ from app.inference.health import ModelHealth
 from app.inference.processor import usable_threads
 from app.inference.served import ServedModel
 from app.inference.session import Gpu, open_model
+from app.inference.shedding import Shedder
 from app.inference.tokenizer import TokenIds, Tokenizer
 from app.rollout import Rollout, TrialPolicy
 from app.security.gate import Gate
@@ -156,6 +157,7 @@ async def open_services(settings: Settings, siblings: Siblings | None = None) ->
                 models=models,
                 bundles=settings.model.path.parent.parent,
                 metrics=metrics,
+                shedder=Shedder(lambda: models.active.batcher),
                 max_texts=settings.limits.max_texts,
                 timeout_s=settings.limits.timeout_s,
                 batch_timeout_s=settings.limits.batch_timeout_s,

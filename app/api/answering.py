@@ -37,8 +37,12 @@ async def answer(
                 request, used.model.classifier, texts, lane=lane, longest_s=longest_s, timeline=timeline
             )
         except ServiceError as error:
+            if len(texts) == 1:
+                services.shedder.saw(remembered=False)
             services.metrics.observe_unanswered(problem_name(error), len(texts))
             raise
+        if len(texts) == 1 and isinstance(outcomes[0], Classified):
+            services.shedder.saw(remembered=outcomes[0].cached)
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
                 services.metrics.observe_unanswered(problem_name(outcome))

@@ -27,7 +27,7 @@ KEY: Final = "key"  # in the scope of a request with an API key: what is known o
 ANSWER_HEADERS: Final = "answer_headers"  # in the scope: what the answer is to carry, whatever it will be
 TIMELINE: Final = "timeline"  # in the scope of a request that the classifier works for
 _UNTRACED: Final = ("/metrics", "/health", "/v2/health")  # asked every few seconds
-_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log = structlog.get_logger("app.requests")
 
@@ -79,7 +79,7 @@ class RequestContext:
         started = time.perf_counter()
         headers = Headers(scope=scope)
         request_id = headers.get(REQUEST_ID_HEADER) or ""
-        if not _ACCEPTABLE_ID.fullmatch(request_id):
+        if not ACCEPTABLE_ID.fullmatch(request_id):
             request_id = f"{self._prefix}{next(self._numbers):016x}"
         scope["request_id"] = request_id
         status = 0

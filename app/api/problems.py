@@ -202,8 +202,8 @@ def _problem(kind: _Kind, request_id: str | None, headers: Mapping[str, str] | N
     )
 
 
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)  # noqa: S101 (for the type checker)
+def service_problem(error: ServiceError, request_id: str | None) -> ProblemResponse:
+    """Return the answer to a request that ended with `error`."""
     kind = _kind(error)
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request failed", error=type(error).__name__, reason=str(error))
@@ -214,10 +214,15 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         name=kind.name,
         title=kind.title,
         detail=detail,
-        request_id=_request_id(request),
+        request_id=request_id,
         errors=errors,
         headers=_headers(error),
     )
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)  # noqa: S101 (for the type checker)
+    return service_problem(error, _request_id(request))
 
 
 def _headers(error: ServiceError) -> dict[str, str]:

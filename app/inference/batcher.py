@@ -260,22 +260,25 @@ class Batcher(Generic[Item, Result]):
         """Raise what `enqueue` would for this many items and tokens, before they are made."""
         if self._closing:
             raise ShuttingDown("the service is shutting down")
+        reason = self.refuses(items, lane, tokens=tokens, within_s=within_s)
+        if reason is not None:
+            self._report(Refused(lane, items, reason))
+            raise Overloaded(self.predicted_wait_s(lane))
+
+    def refuses(
+        self, items: int, lane: Lane, *, tokens: int = 0, within_s: float | None = None
+    ) -> RefusalReason | None:
+        """Return which bound of the waiting room has no place for them, or None."""
         policy, queue = self._policy, self._queues[lane]
         # An empty lane takes anything, or a request above its size could never be served.
         if not queue.by_size or not items:
-            return
-        wait_s = self.predicted_wait_s(lane)
-        longest_s = min(inf if within_s is None else within_s, policy.max_wait_s if lane is Lane.INTERACTIVE else inf)
-        reason = None
+            return None
         if len(queue.by_size) + items > policy.max_waiting_items:
-            reason = RefusalReason.ITEMS
-        elif queue.tokens + tokens > policy.max_waiting_tokens:
-            reason = RefusalReason.TOKENS
-        elif wait_s > longest_s:
-            reason = RefusalReason.WAIT
-        if reason is not None:
-            self._report(Refused(lane, items, reason))
-            raise Overloaded(wait_s)
+            return RefusalReason.ITEMS
+        if queue.tokens + tokens > policy.max_waiting_tokens:
+            return RefusalReason.TOKENS
+        longest_s = min(inf if within_s is None else within_s, policy.max_wait_s if lane is Lane.INTERACTIVE else inf)
+        return RefusalReason.WAIT if self.predicted_wait_s(lane) > longest_s else None
 
     def enqueue(
         self,

@@ -2,9 +2,6 @@
 
 import json
 import re
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any, Final, NamedTuple
@@ -14,8 +11,9 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import visit
+from tests.deploy.prometheus_server import ask, running_prometheus, until
 from tests.deploy.promql import Series, selectors
-from tests.deploy.test_prometheus import PROMETHEUS, RECORDED, RULES, unmet
+from tests.deploy.test_prometheus import RECORDED, RULES, unmet
 from tests.live.served import ROOT, RunningServer
 
 GRAFANA: Final = ROOT / "deploy" / "grafana"
@@ -99,60 +97,8 @@ def test_the_data_source_chosen_at_first_is_the_provisioned_one() -> None:
 def prometheus(
     visited: RunningServer, program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A real Prometheus that watches the server closely, by our rules."""
-    binary, directory = program("prometheus"), tmp_path_factory.mktemp("prometheus")
-    for name in ("recording.yml", "alerts.yml"):
-        rules = yaml.safe_load((PROMETHEUS / name).read_text(encoding="utf-8"))
-        for group in rules["groups"]:
-            group["interval"] = "1s"
-        (directory / name).write_text(yaml.safe_dump(rules), encoding="utf-8")
-    target = visited.address.removeprefix("http://")
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["recording.yml", "alerts.yml"],
-        "scrape_configs": [{"job_name": "sentiment", "static_configs": [{"targets": [target]}]}],
-    }
-    (directory / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    address = f"127.0.0.1:{_free_port()}"
-    command = [binary, "--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
-    try:
-        with httpx.Client(base_url=f"http://{address}/api/v1", timeout=30) as client:
-            _until(lambda: _answers(client), (directory / "log").read_text)
-            yield client
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _until(condition: Callable[[], bool], state: Callable[[], str]) -> None:
-    """Return when `condition` has become true, or fail and tell the `state`."""
-    deadline = time.monotonic() + 120  # a processor that others use, too
-    while not condition():
-        assert time.monotonic() < deadline, state()
-        time.sleep(0.2)  # it has no event to wait for
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/query", params={"query": "up"}).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _ask(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
-    response = client.get("/query", params={"query": expression})
-    assert response.status_code == 200, response.text
-    result: list[dict[str, Any]] = response.json()["data"]["result"]
-    return result
+    with running_prometheus(program("prometheus"), tmp_path_factory.mktemp("prometheus"), visited) as client:
+        yield client
 
 
 def test_prometheus_answers_every_panel_with_the_labels_of_its_legend(
@@ -164,10 +110,10 @@ def test_prometheus_answers_every_panel_with_the_labels_of_its_legend(
         visit(visited)
         for query in QUERIES:
             if not answers.get(query):
-                answers[query] = _ask(prometheus, query.expression)
+                answers[query] = ask(prometheus, query.expression)
         return all(answers.values())
 
-    _until(all_answered, lambda: str([query for query, series in answers.items() if not series]))
+    until(all_answered, lambda: str([query for query, series in answers.items() if not series]))
     for query, series in answers.items():
         for label in re.findall(r"{{(\w+)}}", query.legend):
             assert all(each["metric"].get(label) for each in series), query
@@ -178,6 +124,6 @@ def test_prometheus_evaluates_every_rule(prometheus: httpx.Client) -> None:
         groups = prometheus.get("/rules").json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
-    _until(lambda: all(rule["health"] != "unknown" for rule in rules()), lambda: str(rules()))
+    until(lambda: all(rule["health"] != "unknown" for rule in rules()), lambda: str(rules()))
     assert [rule for rule in rules() if rule["health"] != "ok"] == []
     assert len(rules()) == len(RULES)

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.domain.intake import TextLimits
 from app.inference.batcher import BatchPolicy
 from app.inference.classifier import SentimentCache
+from app.inference.shedding import Shedder
 from app.main import create_app
 from app.rollout import Rollout
 from app.services import Services, StreamLimits
@@ -124,6 +125,7 @@ def _app_of_models(models: Rollout, metrics: Metrics, *, batch_timeout_s: float 
         models=models,
         bundles=models.active.directory.parent,
         metrics=metrics,
+        shedder=Shedder(lambda: models.active.batcher),
         max_texts=MAX_TEXTS,
         timeout_s=60,
         batch_timeout_s=batch_timeout_s,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.inference.batcher import BatchPolicy
+from app.inference.shedding import Shedder
 from app.rollout import Rollout
 from app.scoring.local import LocalScorer
 from app.services import Services
@@ -28,6 +29,7 @@ async def _scorer(model: GatedModel, directory: Path) -> AsyncIterator[tuple[Loc
             models=models,
             bundles=directory.parent,
             metrics=Metrics(),
+            shedder=Shedder(lambda: models.active.batcher),
             max_texts=8,
             timeout_s=60,
             batch_timeout_s=60,

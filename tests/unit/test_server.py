@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from app import services
 from app.inference.batcher import BatchPolicy
+from app.inference.shedding import Shedder
 from app.rollout import Rollout
 from app.server import HandedServer
 from app.services import Services
@@ -32,7 +33,8 @@ async def test_a_handed_server_whose_model_hangs_falls_silent(
         ours.settimeout(0)
         server = HandedServer(app, config, drain_s=0, channel=theirs)
         async with Rollout(lambda path: serving_model(path, model, policy), tiny_bundle) as models:
-            running = Services(models, tiny_bundle.parent, Metrics(), 1, 1, 1, STREAM, asyncio.Semaphore(1))
+            shedder = Shedder(lambda: models.active.batcher)
+            running = Services(models, tiny_bundle.parent, Metrics(), shedder, 1, 1, 1, STREAM, asyncio.Semaphore(1))
             server.lifespan = SimpleNamespace(state={"services": running})
             await server.on_tick(0)
             assert ours.recv(16) == bytes(8)
