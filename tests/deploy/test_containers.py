@@ -18,7 +18,7 @@ from dockerfile_parse import DockerfileParser
 from app.settings import Settings, describe_settings
 from tests.live.served import ROOT, RunningServer
 
-README: Final = ROOT.joinpath("README.md").read_text(encoding="utf-8")
+OPERATIONS: Final = ROOT.joinpath("docs", "operations.md").read_text(encoding="utf-8")
 
 
 class Instruction(NamedTuple):
@@ -123,7 +123,7 @@ def test_the_serving_stage_installs_what_serving_needs_and_no_more(tmp_path: Pat
     }  # our own, not the empty one made at first
 
     megabytes = sum(file.stat().st_size for file in packages.rglob("*") if file.is_file()) / 1e6
-    (stated,) = re.findall(r"site-packages of the image take (\d+) MB", README)
+    (stated,) = re.findall(r"site-packages of the image take (\d+) MB", OPERATIONS)
     assert megabytes == pytest.approx(int(stated), rel=0.1), f"{megabytes:.0f} MB"
 
     bundle = Settings().model.path

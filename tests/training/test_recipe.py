@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.training.data import Source, read_examples
-from app.training.recipe import BadRecipe, FineTuning, Recipe, read_recipe, render_options
+from app.training.recipe import BadRecipe, FineTuning, Recipe, read_recipe
 
 _ROOT = Path(__file__).parents[2]
 _SHIPPED = sorted((_ROOT / "models").glob("*/*.toml"))
@@ -80,9 +80,3 @@ def test_the_shipped_recipes_can_be_followed(file: Path) -> None:
         assert read_recipe(file.parent / recipe.start).heads == recipe.heads
     for part in recipe.fine_tuning.soup:
         assert read_recipe(file.parent / part).start == recipe.start
-
-
-def test_the_readme_lists_every_option_as_it_is() -> None:
-    assert f"<!-- options -->\n{render_options()}\n<!-- /options -->" in (_ROOT / "README.md").read_text(
-        encoding="utf-8"
-    )
