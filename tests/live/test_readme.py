@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,24 @@ from tests.live.served import ROOT, RunningServer, columns
 
 README = ROOT.joinpath("README.md").read_text(encoding="utf-8")
 CALLS = re.findall(r"^curl (?:.*\\\n)*.*", README, re.MULTILINE)
+CHINESE = ROOT.joinpath("README.zh-CN.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS: dict[str, str] = dict(re.findall(r"```(java|go|js|php)\n(.*?)```", README, re.DOTALL))
+# What stands around a snippet, the name of its file, and the command that runs it.
+LANGUAGES = {
+    "java": (
+        "{imports}class Main {{ public static void main(String[] arguments) throws Exception {{\n{body}}} }}",
+        "Main.java",
+        "java",
+    ),
+    "go": (
+        'package main\nimport ("encoding/json"; "fmt"; "log"; "net/http"; "strings"; "time")\nfunc main() {{\n{body}}}',
+        "main.go",
+        "go run",
+    ),
+    "js": ("{body}", "main.mjs", "node"),
+    "php": ("<?php\n{body}", "main.php", "php"),
+}
 
 
 def _run(server: RunningServer, command: str, directory: Path | None = None) -> bytes:
@@ -65,10 +83,30 @@ def test_a_program_prints_what_its_comments_say(server: RunningServer, program: 
     assert finished.stdout.splitlines() in (expected, ", ".join(expected).split(", "))
 
 
-def test_the_readme_in_chinese_shows_the_same_calls(server: RunningServer) -> None:
-    chinese = ROOT.joinpath("README.zh-CN.md").read_text(encoding="utf-8")
-    assert re.findall(r"^curl (?:.*\\\n)*.*", chinese, re.MULTILINE) == CALLS[:2]
-    (program,) = re.findall(r"```python\n(.*?)```", chinese, re.DOTALL)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_snippet_prints_what_its_comment_says(server: RunningServer, language: str, tmp_path: Path) -> None:
+    around, file, command = LANGUAGES[language]
+    if not shutil.which(command.split()[0]):
+        pytest.skip(f"there is no {command.split()[0]} here")
+    if language == "php" and "curl" not in _output(["php", "-m"], tmp_path).split():
+        pytest.skip("PHP has no curl here")
+    imports, body = re.fullmatch(r"((?:import .*\n)*)([\s\S]*)", SNIPPETS[language]).groups()  # type: ignore[union-attr]
+    program = around.format(imports=imports, body=body.replace("http://127.0.0.1:8000", server.address))
+    (tmp_path / file).write_text(program, encoding="utf-8")
+    (expected,) = re.findall(r"  // (.*)", body)
+    assert re.fullmatch(re.escape(expected).replace("…", ".*"), _output([*command.split(), file], tmp_path).strip())
+
+
+def _output(command: list[str], directory: Path) -> str:
+    environment = {**os.environ, "GOCACHE": str(directory / "cache"), "GO111MODULE": "off"}
+    return subprocess.check_output(command, cwd=directory, env=environment, encoding="utf-8", timeout=120)  # noqa: S603
+
+
+def test_the_readme_in_chinese_shows_the_same_calls_and_snippets(server: RunningServer) -> None:
+    assert re.findall(r"^curl (?:.*\\\n)*.*", CHINESE, re.MULTILINE) == CALLS[:2]
+    assert dict(re.findall(r"```(java|go|js|php)\n(.*?)```", CHINESE, re.DOTALL)) == SNIPPETS
+    assert SNIPPETS.keys() == LANGUAGES.keys()
+    (program,) = re.findall(r"```python\n(.*?)```", CHINESE, re.DOTALL)
     program = program.replace("127.0.0.1:8000", server.address.removeprefix("http://"))
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)  # noqa: S603
     assert finished.stdout == b"negative\n"
