@@ -38,7 +38,7 @@ _CASES: Final[dict[str, _Outage | None]] = {
 
 
 @contextmanager
-def _redis() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def running_redis() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Start a Redis that keeps nothing; yield it and its URL."""
     server = shutil.which("redis-server")
     if server is None:
@@ -57,7 +57,7 @@ def _redis() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 
 def _measure(outage: _Outage | None, requests: list[Request], *, per_s: float, seconds: float) -> Load:
-    with _redis() as (process, url):
+    with running_redis() as (process, url):
         settings = _FORGETFUL if outage is None else {**_FORGETFUL, "SENTIMENT_CACHE__REDIS_URL": url}
         with serving(**settings) as (port, _):
             closed_loop(port, requests, connections=8, seconds=2)

@@ -57,6 +57,17 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     assert named <= describe_settings().keys()
 
 
+def test_the_comparison_has_the_figures_of_the_benchmark() -> None:
+    page = ROOT.joinpath("docs", "benchmark.md").read_text(encoding="utf-8")
+    figures = dict(re.findall(r"^\| (.+): 64 connections \| (\d+) \|", page, re.MULTILINE))
+    rows = re.findall(r"^\| \[(\w+).*?\]\(\S+\) \| (\d+) / (\d+) \|", README, re.MULTILINE)
+    assert len(rows) == 5
+    for server, documented, ours in rows:
+        name = server.lower()
+        assert (figures[f"{name}, documented session"], figures[f"{name}, ours session"]) == (documented, ours)
+    assert f"| this service | {figures['service']} |" in README
+
+
 def test_the_guide_for_contributors_names_every_kind_of_test() -> None:
     guide = ROOT.joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(tests/\w+)` \|", guide, re.MULTILINE))
