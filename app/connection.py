@@ -6,10 +6,12 @@ no request sets a timer.
 """
 
 import secrets
+import sys
 from asyncio import AbstractEventLoop, BaseTransport
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import httptools
 import structlog
 import uvicorn
 from fastapi import FastAPI
@@ -71,6 +73,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._shed = False  # this request was answered before its body
         self._unread_since: float | None = None  # since when the client has read too little of its answers
         self._refusal = _NOT_HTTP
+        self._received = self._unread = b""  # what the parser was fed, and what a new one is to read
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Begin, or refuse to."""
@@ -83,7 +86,10 @@ class BoundedConnection(HttpToolsProtocol):
         if self._waiting_since is None:
             self._waiting_since = self.loop.time()
         self._fed += len(data)
-        super().data_received(data)
+        self._unread = data
+        while self._unread and not self.transport.is_closing():
+            self._received, self._unread = self._unread, b""
+            super().data_received(self._received)
         # Else one header, or trailers after the last chunk, might have no end.
         if self._waiting_since is not None and self._fed - self._body > _MOST_HEAD_BYTES + _FRAMING * self._body:
             self._refuse(_HEAD_TOO_LARGE)
@@ -95,13 +101,15 @@ class BoundedConnection(HttpToolsProtocol):
         ):
             self._refusal = _HEAD_TOO_LARGE
             raise _Refused
+        if self._declines_upgrade():
+            return
         if self.url == _SINGLE_URL and (overloaded := self._why_not_read()) is not None:
             self._shed = True
             self._answer_unread(overloaded)
             return
-        self._in_body = True
         self._waiting_since = self.loop.time()
-        super().on_headers_complete()
+        super().on_headers_complete()  # which refuses an address that is none
+        self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         """Count what is no head."""
@@ -111,6 +119,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Wait for nothing."""
+        if self._declines_upgrade():
+            return
         self._waiting_since = None
         self._fed = self._body = 0
         self._in_body = False
@@ -119,6 +129,25 @@ class BoundedConnection(HttpToolsProtocol):
             self.on_response_complete()
         else:
             super().on_message_complete()
+
+    def _declines_upgrade(self) -> bool:
+        # The parser takes CONNECT for an upgrade, too.
+        offered = self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
+        return offered and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Have the request read anew without the offer to upgrade, which a server may ignore (RFC 9110, 7.8).
+
+        The parser takes what follows the head for another protocol's, and Java's client offers HTTP/2 with each body.
+        """
+        if not self._declines_upgrade():
+            return
+        (offset,) = cast("httptools.HttpParserUpgrade", sys.exception()).args
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self._unread = b"\r\n".join([*lines, b"", self._received[offset:]])
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
 
     def resume_writing(self) -> None:
         """Take note that the client reads."""

@@ -257,6 +257,42 @@ def test_a_request_to_upgrade_is_answered_over_http(bounded: RunningServer) -> N
     assert response.json() == {"status": "alive"}
 
 
+_OFFER = (
+    "Connection: Upgrade, HTTP2-Settings",
+    "Upgrade: h2c",
+    "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAA",
+)
+_WITH_LENGTH = _head(*_OFFER, _JSON, f"Content-Length: {len(_BODY)}") + _BODY
+_IN_CHUNKS = _head(*_OFFER, _JSON, "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(_BODY), _BODY)
+
+
+@pytest.mark.parametrize("offer", [_WITH_LENGTH, _IN_CHUNKS], ids=["length", "chunks"])
+@pytest.mark.parametrize("piece", [60, 10_000])
+def test_an_offer_of_http_2_with_a_body_is_answered_over_http_1(
+    bounded: RunningServer, connect: Connect, offer: bytes, piece: int
+) -> None:
+    """As Java's client makes it; the connection stays, and takes the next one."""
+    connection = connect(bounded)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sent = offer * 2 + _ALIVE
+    for start in range(0, len(sent), piece):
+        connection.sendall(sent[start : start + piece])
+    answers = b""
+    while not answers.endswith(b'{"status":"alive"}'):
+        received = connection.recv(65_536)
+        assert received, answers
+        answers += received
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+    assert answers.count(b'"confidence":') == 2
+
+
+@pytest.mark.parametrize("lines", [(), _OFFER], ids=["plain", "with an offer"])
+def test_a_request_for_a_tunnel_is_refused(bounded: RunningServer, connect: Connect, lines: tuple[str, ...]) -> None:
+    connection = connect(bounded)
+    connection.sendall(_head(*lines, path="service:80", method="CONNECT"))
+    assert connection.recv(65_536).startswith(b"HTTP/1.1 4")
+
+
 @pytest.mark.parametrize(
     "body",
     [
