@@ -47,7 +47,7 @@ bench: .venv/load/ready
 bench-gpu: .venv/gpu/ready
 	.venv/gpu/bin/python -m loadtest.bench_gpu $(BENCH)
 
-# 200,000 texts by stream and by score, against the engine alone: rates, memory, single texts meanwhile; half an hour.
+# 200,000 texts by stream and by score, here and on Ray, against the engine alone: rates, memory, single texts meanwhile; half an hour.
 bench-bulk: .venv/load/ready
 	.venv/load/bin/python -m loadtest.bulk $(BULK)
 
@@ -81,7 +81,7 @@ clean:
 
 .venv/serve/ready: EXTRAS = cpu
 .venv/fast/ready: EXTRAS = cpu,test
-.venv/load/ready: EXTRAS = cpu,load
+.venv/load/ready: EXTRAS = cpu,load,ray
 .venv/gpu/ready: EXTRAS = gpu,half,load,test
 .venv/dev/ready: EXTRAS = cpu,test,lint,train
 .venv/%/ready: pyproject.toml constraints.txt

@@ -43,7 +43,7 @@ _NO_KEYS = """{host} can be reached from other machines, and no API key is asked
   --host 127.0.0.1                                to serve this machine alone"""
 
 _Form = Literal["jsonl", "csv", "parquet"]
-_PIPE = Path("-")
+_PIPE = "-"
 _Data = Annotated[Path, typer.Option(help="Directory with the data files that the recipe names.", file_okay=False)]
 
 
@@ -55,7 +55,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = {"onnxruntime": "cpu] or [gpu", "aiohttp": "score"}.get(error.name or "", "train")
+        extras = {"onnxruntime": "cpu] or [gpu", "aiohttp": "score", "pyarrow": "score", "ray": "ray"}
+        extra = extras.get(error.name or "", "train")
         print(f"error: {error.name} is not installed: it is part of the extra [{extra}]", file=sys.stderr)
         sys.exit(1)
 
@@ -217,8 +218,8 @@ def options() -> None:
 
 @cli.command(short_help="Classify every text of a file.")
 def score(
-    file: Annotated[Path, typer.Argument(help="Rows with texts: JSON lines, CSV or Parquet; - reads standard input.")],
-    output: Annotated[Path, typer.Option(help="Where to write rows and answers; - writes to standard output.")] = _PIPE,
+    file: Annotated[str, typer.Argument(help="Rows with texts: JSON lines, CSV or Parquet; - reads standard input.")],
+    output: Annotated[str, typer.Option(help="Where to write rows and answers; - writes to standard output.")] = _PIPE,
     text_column: Annotated[str, typer.Option(help="Column of the text; every other comes back.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column that names a row, where one has no answer.")] = None,
     input_format: Annotated[_Form | None, typer.Option(help="By default, what the name's ending tells.")] = None,
@@ -226,6 +227,15 @@ def score(
     resume: Annotated[bool, typer.Option(help="Go on where a run into OUTPUT was cut off, if one was.")] = False,
     url: Annotated[str | None, typer.Option(help="Ask a running service instead of loading the model.")] = None,
     key: Annotated[str | None, typer.Option(help="Environment variable that holds the service's API key.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where models run: in this process, or on the machines of Ray.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="The Ray cluster; by default RAY_ADDRESS, or else this machine alone.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Models on Ray; by default one a GPU, or else one a machine.", min=1)
+    ] = None,
 ) -> None:
     """Classify every row; the answers stand beside the rows, in their order."""
     from app.domain.rows import form_of
@@ -233,11 +243,22 @@ def score(
     from app.scoring.source import Source
 
     _log_to_stderr("warning")
-    source = Source(None if file == _PIPE else file, input_format or form_of(file), text_column, id_column)
-    if source.path is not None and not source.path.is_file():
-        raise CannotProceed(f"there is no file {file}")
-    written = Output(None if output == _PIPE else output, output_format or form_of(output))
+    path, written_path = (None if name == _PIPE else Path(name) for name in (file, output))
+    source = Source(path, input_format or form_of(Path(file)), text_column, id_column)
+    written = Output(written_path, output_format or form_of(Path(output)))
     try:
+        if engine == "ray":
+            if path is None or written_path is None or url is not None:
+                raise CannotProceed("--engine ray takes a file and --output, and no --url")
+            from app.scoring.cluster import Cluster, Place, score_on_cluster
+            from app.settings import load_settings
+
+            cluster = Cluster(ray_address, workers)
+            places = Place.of(file), Place.of(output)
+            score_on_cluster(*places, source, written.form, load_settings(), cluster=cluster, resume=resume)
+            return
+        if path is not None and not path.is_file():
+            raise CannotProceed(f"there is no file {file}")
         asyncio.run(score(source, written, _scorer(url, key), resume=resume))
     except BrokenPipeError:  # as of `score … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -52,6 +52,10 @@ def main(count: Annotated[int, typer.Option(help="How many texts.")] = 200_000) 
     _print("score, in its process", per_s, ceiling, mib)
     _compare(_OUTPUT / "streamed.jsonl", _OUTPUT / "scored.jsonl", count)
 
+    per_s, mib = _score(file, _OUTPUT / "scored-by-ray.jsonl", "--engine", "ray")
+    _print("score, on Ray, its start counted", per_s, ceiling, mib)
+    _compare(_OUTPUT / "scored.jsonl", _OUTPUT / "scored-by-ray.jsonl", count)
+
 
 def _write(file: Path, texts: list[str]) -> Path:
     with file.open("w", encoding="utf-8") as lines:
@@ -91,17 +95,22 @@ def _beside_a_stream(port: int, file: Path, texts: list[str]) -> Load:
             process.kill()
 
 
-def _score(file: Path, answers: Path) -> tuple[float, dict[str, float]]:
-    command = [sys.executable, "-m", "app", "score", str(file), "--output", str(answers)]
+def _score(file: Path, answers: Path, *arguments: str) -> tuple[float, dict[str, float]]:
+    command = [sys.executable, "-m", "app", "score", str(file), "--output", str(answers), *arguments]
     with (
         subprocess.Popen(command, env={**os.environ, **_NO_CACHE}, stderr=subprocess.PIPE, text=True) as process,
-        _peak_mib(lambda: [psutil.Process(process.pid)]) as mib,
+        _peak_mib(lambda: _family(process.pid)) as mib,
     ):
         _, said = process.communicate()
     found = re.search(r": ([\d,]+)/s$", said, re.MULTILINE)
     if process.returncode or found is None:
         raise SystemExit(said)
     return float(found[1].replace(",", "")), mib
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
 
 
 @contextmanager
@@ -115,8 +124,8 @@ def _peak_mib(processes: Callable[[], list[psutil.Process]]) -> Iterator[dict[st
         while not stop.wait(_SAMPLE_S):
             try:
                 held = sum(process.memory_info().rss for process in processes()) / 2**20
-            except psutil.NoSuchProcess:
-                return
+            except psutil.NoSuchProcess:  # it has ended meanwhile
+                continue
             if time.monotonic() - started > 60:
                 mib.setdefault("after a minute", held)
             mib["peak"] = max(held, mib.get("peak", 0.0))

@@ -3,7 +3,6 @@
 import asyncio
 import sys
 import time
-import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
@@ -21,10 +20,10 @@ from app.domain.errors import CannotProceed
 from app.domain.rows import Form, Row
 from app.scoring.journal import Journal
 from app.scoring.output import ESCAPING, Answer, assemble, parquet_writer, read_answer, row_writer
-from app.scoring.source import Source
+from app.scoring.source import Source, add_to_checksum
 from app.scoring.summary import Tally
 
-_CHUNK: Final = 256  # texts handed over at a time
+CHUNK: Final = 256  # texts handed over at a time
 
 
 class Scorer(Protocol):
@@ -58,16 +57,12 @@ async def score(
     """
     if output.path is None and (resume or output.form == "parquet"):
         raise CannotProceed("standard output can neither be resumed nor take Parquet; name a file with --output")
-    if output.path is not None and output.path.suffix == ".gz":
-        raise CannotProceed(f"{output.path}: answers are written unpacked; choose another name")
-    if output.path is not None and not output.path.parent.is_dir():
-        raise CannotProceed(f"there is no directory {output.path.parent}")
-    if output.form == "parquet":
-        parquet_writer()
+    if output.path is not None:
+        require_writable(output.path, output.form)
     console = Console(stderr=True)
     total = (await asyncio.to_thread(source.survey)).rows if source.path is not None else None
     async with open_scorer as scorer:
-        with _Pace(console, source.name, total) as pace:
+        with Pace(console, source.name, total) as pace:
             if output.path is None:
                 tally = await _to_standard_output(source, output.form, scorer, pace)
             else:
@@ -76,7 +71,21 @@ async def score(
     tally.show(console)
 
 
-class _Pace:
+def require_writable(path: Path, form: Form, *, here: bool = True) -> None:
+    """Make sure before the work that answers can be written to `path`, whose directory is known if it is `here`.
+
+    Raises:
+        CannotProceed: they cannot.
+    """
+    if path.suffix == ".gz":
+        raise CannotProceed(f"{path}: answers are written unpacked; choose another name")
+    if here and not path.parent.is_dir():
+        raise CannotProceed(f"there is no directory {path.parent}")
+    if form == "parquet":
+        parquet_writer()
+
+
+class Pace:
     """Shows on a terminal how far it is and how long it will take."""
 
     def __init__(self, console: Console, name: str, total: int | None) -> None:
@@ -135,15 +144,15 @@ class _Rows:
         Raises:
             CannotProceed: they are other ones.
         """
-        for done in range(0, count, _CHUNK):
-            await asyncio.to_thread(self._take, min(_CHUNK, count - done))
+        for done in range(0, count, CHUNK):
+            await asyncio.to_thread(self._take, min(CHUNK, count - done))
             self._asked.clear()
         if self._checksum != checksum:
             raise CannotProceed(f"{self._source} does not begin with the {count} rows that are answered")
 
     async def chunks(self) -> AsyncIterator[list[object]]:
         """Yield the texts of what follows."""
-        while texts := await asyncio.to_thread(self._take, _CHUNK):
+        while texts := await asyncio.to_thread(self._take, CHUNK):
             yield texts
 
     def answered(self) -> _Asked:
@@ -154,14 +163,13 @@ class _Rows:
         texts = []
         for number, row in islice(self._rows, count):
             text = row.get(self._source.text)
-            self._checksum = zlib.crc32(repr(text).encode(), self._checksum)
-            name = f"line {number}" + (f" ({row.get(self._source.id)})" if self._source.id else "")
-            self._asked.append(_Asked(row, name, self._checksum))
+            self._checksum = add_to_checksum(self._checksum, text)
+            self._asked.append(_Asked(row, self._source.name_of(number, row), self._checksum))
             texts.append(text)
         return texts
 
 
-async def _to_file(source: Source, path: Path, form: Form, scorer: Scorer, pace: _Pace, *, resume: bool) -> Tally:
+async def _to_file(source: Source, path: Path, form: Form, scorer: Scorer, pace: Pace, *, resume: bool) -> Tally:
     """Write to a journal, and to `path` when it is complete."""
     run = {"input": str(source), "column": source.text, "model": scorer.model}
     journal = Journal(path, run, resume=resume)
@@ -192,7 +200,7 @@ async def _to_file(source: Source, path: Path, form: Form, scorer: Scorer, pace:
     return journal.tally
 
 
-async def _to_standard_output(source: Source, form: Form, scorer: Scorer, pace: _Pace) -> Tally:
+async def _to_standard_output(source: Source, form: Form, scorer: Scorer, pace: Pace) -> Tally:
     tally = Tally()
     write: Callable[[Row, Answer], None] | None = None
     asked = _Rows(source, source.rows())

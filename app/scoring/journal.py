@@ -97,9 +97,18 @@ class Journal:
             whole = self._part.stat().st_size >= size
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CannotProceed(f"{self._state} cannot be read ({error}); delete it to begin anew") from None
-        if run != self._run:
-            others = ", ".join(f"{name} {value!r}" for name, value in run.items() if self._run.get(name) != value)
-            raise CannotProceed(f"{self._part} is of another run ({others}); delete it to begin anew")
+        require_same_run(run, self._run, str(self._part))
         if not whole:
             raise CannotProceed(f"{self._part} has lost answers; delete {self._state} to begin anew")
         return int(size)
+
+
+def require_same_run(found: Mapping[str, str], run: Mapping[str, str], path: str) -> None:
+    """Make sure that the run that left `path` is this one.
+
+    Raises:
+        CannotProceed: it is not.
+    """
+    if found != run:
+        others = ", ".join(f"{name} {value!r}" for name, value in found.items() if run.get(name) != value)
+        raise CannotProceed(f"{path} is of another run ({others}); delete it to begin anew")

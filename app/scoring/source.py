@@ -2,6 +2,7 @@
 
 import io
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ class Source:
 
     def __str__(self) -> str:
         return str(self.path or "standard input")
+
+    def name_of(self, number: int, row: Row) -> str:
+        """Return what people know the row of line `number` by."""
+        return f"line {number}" + (f" ({row.get(self.id)})" if self.id else "")
 
     def rows(self, *, texts_only: bool = False, copy: TextIO | None = None) -> Iterator[tuple[int, Row]]:
         """Yield line number and columns of each row; standard input can be read once, and is written to `copy`.
@@ -82,6 +87,11 @@ class Source:
             raise BadRow("Parquet cannot be read from standard input; give a file")
         lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
         return rows_of(lines if copy is None else _copied(lines, copy), self.form, str(self))
+
+
+def add_to_checksum(checksum: int, text: object) -> int:
+    """Return the checksum of the texts that have `checksum`, and of `text` after them."""
+    return zlib.crc32(repr(text).encode(), checksum)
 
 
 def _copied(lines: TextIO, copy: TextIO) -> Iterator[str]:

@@ -51,6 +51,14 @@ class Tally:
         self.uncertain += not found["certain"]
         self.truncated += found["truncated"]
 
+    def merge(self, later: "Tally") -> None:
+        """Count what `later` has counted, of rows that follow."""
+        self.labels += later.labels
+        self.errors += later.errors
+        self.uncertain += later.uncertain
+        self.truncated += later.truncated
+        self.failed = [*self.failed, *later.failed][:_NAMED]
+
     def show(self, console: Console) -> None:
         """Draw the shares of the labels, and tell what a person may want to look at."""
         answered = self.labels.total()
