@@ -94,7 +94,8 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(tmp_path: Path, tiny_
     output = tmp_path / "there.jsonl"
     process = _start(tiny_bundle, tmp_path / "in.csv", "--output", output, "--engine", "ray", "--ray-address", address)
     _until_some_are_answered(process, tmp_path / "there.jsonl.parts")
-    workers = [each for each in psutil.process_iter(["cmdline"]) if "MapWorker" in "".join(each.info["cmdline"] or [])]
+    processes = psutil.Process().children(recursive=True)
+    workers = [each for each in processes if "MapWorker" in "".join(each.cmdline())]
     assert len(workers) == 2  # one a node
     workers[0].kill()
     _, said = process.communicate(timeout=START_S)
