@@ -189,7 +189,6 @@ class Drill:
         self._swaps = swaps
         self._bodies = bodies
         self.phases: list[Phase] = []
-        self.served = 0.0  # of the capacity, while overloaded
 
     async def run(self, port: int, processes: Callable[[], list[psutil.Process]]) -> None:
         """Run every phase under steady load, and stop the service under it."""
@@ -293,13 +292,14 @@ class Drill:
 
     async def _overload(self, capacity: float) -> None:
         texts = _numbered(make_texts(2_000, seed=3))
-        found = await asyncio.to_thread(
-            flood, self._port, texts, per_s=_OVERLOAD * capacity, seconds=round(6 * self._seconds)
+        steady = self.phases[-1]
+        seconds = round(6 * self._seconds)
+        found = await asyncio.to_thread(flood, self._port, texts, per_s=_OVERLOAD * capacity, seconds=seconds)
+        goodput = found.per_s + steady.right / seconds
+        steady.note = (
+            f"{found.per_s:.0f} of {found.offered_per_s:.0f} texts/s answered, with the steady load {goodput:.0f}: "
+            f"{goodput / capacity:.2f} of the capacity"
         )
-        self.served = found.per_s / capacity
-        self.phases[
-            -1
-        ].note = f"{found.per_s:.0f} of {_OVERLOAD * capacity:.0f} texts/s answered: {self.served:.2f} of the capacity"
 
     def _memory_mib(self) -> float:
         return sum(process.memory_info().rss for process in self._processes()) / 2**20

@@ -20,9 +20,10 @@ function request()
 end
 
 function done(summary, latency, requests)
-  local failed = summary.errors
+  local failed = summary.errors -- all but status are of connections: no request of theirs is in summary.requests
   io.write(string.format(
-    '\n{"requests": %d, "seconds": %f, "errors": %d, "p50_ms": %f, "p99_ms": %f, "mean_ms": %f}\n',
-    summary.requests, summary.duration / 1e6, failed.connect + failed.read + failed.write + failed.status + failed.timeout,
+    '\n{"requests": %d, "refused": %d, "seconds": %f, "errors": %d, "p50_ms": %f, "p99_ms": %f, "mean_ms": %f}\n',
+    summary.requests, failed.status, summary.duration / 1e6,
+    failed.connect + failed.read + failed.write + failed.status + failed.timeout,
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.mean / 1e3))
 end

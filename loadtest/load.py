@@ -18,6 +18,7 @@ from typing import Final
 from app.domain.errors import CannotProceed
 
 _SCRIPT: Final = Path(__file__).with_name("load.lua")
+_FLOOD_CYCLE_S: Final = 0.65  # from one request of a connection to its next
 
 
 class NoLoadGenerator(CannotProceed):
@@ -37,6 +38,7 @@ class Load:
     """What one load came to."""
 
     per_s: float  # requests answered with 200
+    offered_per_s: float  # and with anything else
     p50_ms: float
     p99_ms: float
     mean_ms: float
@@ -67,8 +69,11 @@ def closed_loop(port: int, requests: Sequence[Request], *, connections: int, sec
 
 
 def flood(port: int, requests: Sequence[Request], *, per_s: float, seconds: int) -> Load:
-    """Send as `closed_loop` does, `per_s` of them if they are answered at once: each connection sends one a second."""
-    return _wrk(port, requests, round(per_s), seconds, pause_ms=1_000)
+    """Send as `closed_loop` does, about `per_s` of them: each connection waits half a second before each request.
+
+    That is how many come if most are refused at once, and the others wait for a while.
+    """
+    return _wrk(port, requests, round(_FLOOD_CYCLE_S * per_s), seconds, pause_ms=500)
 
 
 def _wrk(port: int, requests: Sequence[Request], connections: int, seconds: int, *, pause_ms: int = 0) -> Load:
@@ -85,7 +90,8 @@ def _wrk(port: int, requests: Sequence[Request], connections: int, seconds: int,
         )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
     return Load(
-        per_s=(found["requests"] - found["errors"]) / found["seconds"],
+        per_s=(found["requests"] - found["refused"]) / found["seconds"],
+        offered_per_s=found["requests"] / found["seconds"],
         p50_ms=found["p50_ms"],
         p99_ms=found["p99_ms"],
         mean_ms=found["mean_ms"],
@@ -136,6 +142,7 @@ async def _open_loop(port: int, requests: Sequence[Request], per_s: float, secon
     durations.sort()
     return Load(
         per_s=(len(durations) - errors) / spent_s,
+        offered_per_s=sent / spent_s,
         p50_ms=durations[len(durations) // 2] * 1e3,
         p99_ms=durations[int(len(durations) * 0.99)] * 1e3,
         mean_ms=sum(durations) / len(durations) * 1e3,

@@ -9,13 +9,13 @@ from app.inference.batcher import Batcher, Lane
 # Reading a text and looking it up takes about as much of the processors as a twentieth of an answer by the model.
 _WORTH_A_LOOK: Final = 0.05
 _MEMORY: Final = 64  # requests
-_SAMPLE: Final = 16
+_SAMPLE: Final = 64
 
 
 class Shedder:
     """Refuses single texts unread while the model takes no more of them and hardly any is remembered.
 
-    Refusing costs a tenth then of what it costs to read first, and what is saved goes into answers. One text in 16 is
+    Refusing costs a tenth then of what it costs to read first, and what is saved goes into answers. One text in 64 is
     read all the same, to see whether they are remembered again.
     """
 

@@ -67,7 +67,7 @@ def test_nvidia_smi_is_read_line_by_line(
 
 
 def test_the_table_has_a_row_for_each_case_and_says_why_one_does_not_run() -> None:
-    load = Load(per_s=2000.4, p50_ms=31.06, p99_ms=64.2, mean_ms=32, errors=0)
+    load = Load(per_s=2000.4, offered_per_s=2000.4, p50_ms=31.06, p99_ms=64.2, mean_ms=32, errors=0)
     report = Report(
         date="2026-11-22", machine="NVIDIA L4, 4 processor threads", versions={"onnxruntime": "1.31.1"}, texts=100
     )

@@ -53,9 +53,9 @@ async def test_under_overload_texts_that_nobody_remembers_are_refused_unread_but
     events: list[BatchEvent] = []
     async with _batcher(events) as batcher:
         await _fill(batcher)
-        assert await _refusals(batcher, remembered_of_100=0) == _MANY * 15 // 16
+        assert await _refusals(batcher, remembered_of_100=0) == _MANY * 63 // 64
     refused = [event for event in events if isinstance(event, Refused)]
-    assert len(refused) == _MANY * 15 // 16
+    assert len(refused) == _MANY * 63 // 64
     assert {(event.lane, event.items) for event in refused} == {(Lane.INTERACTIVE, 1)}
 
 
