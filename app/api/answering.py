@@ -6,8 +6,10 @@ from fastapi import Request
 
 from app.api.admission import admit
 from app.api.dependencies import cache_use, timeout_s, while_connected
+from app.api.lines import Line
 from app.api.middleware import TIMELINE
 from app.api.problems import problem_name
+from app.api.schemas import ModelName, answer_member
 from app.domain.errors import InvalidText, ServiceError
 from app.inference.batcher import Lane
 from app.inference.bundle import Manifest
@@ -81,6 +83,36 @@ async def answer_all(
     lane = Lane.INTERACTIVE if len(texts) == 1 else Lane.BULK
     manifest, outcomes = await answer(request, services, texts, lane, lease)
     return manifest, [_classified(outcome, number, len(texts)) for number, outcome in enumerate(outcomes)]
+
+
+async def answer_lines(services: Services, lines: Sequence[Line], use: CacheUse, *, patient: bool) -> tuple[bytes, int]:
+    """Return the lines that answer `lines`, and how many of them tell an error; charges nobody.
+
+    Raises:
+        Overloaded: there is no room for them, and they are not `patient`.
+    """
+    metrics = services.metrics
+    texts = [line.text for line in lines if line.problem is None]
+    with services.models.lease(texts[0] if texts else "") as lease:
+        try:
+            outcomes = await lease.model.classifier.classify_many(texts, timeout_s=None, cache_use=use, patient=patient)
+        except ServiceError as error:
+            metrics.observe_unanswered(problem_name(error), len(texts))
+            raise
+        lease.answered(texts, outcomes)
+        model = ModelName.of(lease.model.manifest)
+    following = iter(outcomes)
+    answers = []
+    errors = 0
+    for line in lines:
+        outcome = line.problem or next(following)
+        if isinstance(outcome, ServiceError):
+            errors += 1
+            metrics.observe_unanswered(problem_name(outcome))
+        else:
+            metrics.observe_answer(outcome)
+        answers.append(b"%b,%b}\n" % (line.head, answer_member(outcome, model)))
+    return b"".join(answers), errors
 
 
 def _classified(outcome: Classified | ServiceError, number: int, texts: int) -> Classified:

@@ -25,35 +25,58 @@ class Line:
     problem: InvalidLine | None = None
 
 
-class LineReader:
-    """Cuts and reads lines of up to `max_bytes`; of a longer one no more than that is kept. Blank lines are skipped."""
+class LineCutter:
+    """Cuts lines of up to `max_bytes`; of a longer one a byte more is kept, which tells. Blank lines are skipped."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._kept = bytearray()  # of the line whose end has not come; one byte too many tells that it is too long
+        self._kept = bytearray()  # of the line whose end has not come
         self._number = 0
 
-    def feed(self, piece: bytes) -> Iterator[Line]:
-        """Yield the lines that end in `piece`; exhaust it before the next."""
+    def feed(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines that end in `piece`, with their numbers; exhaust it before the next."""
         *ends, rest = piece.split(b"\n")
         for end in ends:
             self._keep(end)
             yield from self.end()
         self._keep(rest)
 
-    def end(self) -> Iterator[Line]:
+    def end(self) -> Iterator[tuple[int, bytes]]:
         """Yield what is left, if it is a line: the last may lack its end."""
         self._number += 1
         raw = bytes(self._kept)
         self._kept.clear()
-        if len(raw) > self._max_bytes:
-            problem = LineTooLong(f"The line is longer than the {self._max_bytes} bytes that are accepted.")
-            yield Line(self._number, len(raw), _head({}, self._number), problem=problem)
-        elif raw.strip():
-            yield _read(raw, self._number)
+        if len(raw) > self._max_bytes or raw.strip():
+            yield self._number, raw
 
     def _keep(self, part: bytes) -> None:
         self._kept += part[: self._max_bytes + 1 - len(self._kept)]
+
+
+class LineReader:
+    """Cuts lines of up to `max_bytes`, and reads them."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._cutter = LineCutter(max_bytes)
+
+    def feed(self, piece: bytes) -> Iterator[Line]:
+        """Yield the lines that end in `piece`; exhaust it before the next."""
+        for number, raw in self._cutter.feed(piece):
+            yield read_line(number, raw, self._max_bytes)
+
+    def end(self) -> Iterator[Line]:
+        """Yield what is left, if it is a line."""
+        for number, raw in self._cutter.end():
+            yield read_line(number, raw, self._max_bytes)
+
+
+def read_line(number: int, raw: bytes, max_bytes: int) -> Line:
+    """Return what a `LineCutter` of `max_bytes` cut."""
+    if len(raw) > max_bytes:
+        problem = LineTooLong(f"The line is longer than the {max_bytes} bytes that are accepted.")
+        return Line(number, len(raw), _head({}, number), problem=problem)
+    return _read(raw, number)
 
 
 class Gunzip:

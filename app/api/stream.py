@@ -1,7 +1,6 @@
 """The answer to a stream: both halves of one connection."""
 
 import asyncio
-import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from itertools import islice
@@ -13,19 +12,17 @@ from fastapi.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.admission import admit
+from app.api.answering import answer_lines
 from app.api.dependencies import cache_use
 from app.api.exchange import Chunk, Exchange
-from app.api.lines import GZIP_FORMAT, Gunzip, LineReader, plain
+from app.api.lines import LineReader
 from app.api.middleware import STREAM_IDLE_S
-from app.api.problems import item_problem, problem_name
-from app.api.schemas import ItemError, ModelName, answer_member
-from app.domain.errors import BatchOverLimit, NotNdjson, Overloaded, ServiceError
+from app.api.ndjson import CHUNK, Packer, is_packed, unpacked
+from app.api.problems import item_problem
+from app.api.schemas import ItemError
+from app.domain.errors import BatchOverLimit, Overloaded, ServiceError
 from app.services import Services, StreamLimits
 
-NDJSON: Final = "application/x-ndjson"
-_NAMES: Final = frozenset({NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"})
-_GZIP: Final = frozenset({"gzip", "x-gzip"})
-_CHUNK: Final = 32  # lines that are tokenised together, if they come together
 _RETRY_AFTER_S: Final = 5.0
 _HEAR_OUT_S: Final = 10.0
 
@@ -52,18 +49,14 @@ class LineStream(Response):
         self._request = request
         self._cache_use = cache_use(request)
         self._door = asyncio.Lock()  # lines are charged in their order
-        self._gunzip = Gunzip() if _is_gzip(request) else None
-        self._packer = None
+        self._packed = is_packed(request)
         self._heard_all = False
         self._begun = False
         self.status_code = 200
         self.background = None
         # nginx would collect answers before it hands them on.
-        headers = {"Content-Type": NDJSON, "Vary": "Accept-Encoding", "X-Accel-Buffering": "no"}
-        if _accepts_gzip(request.headers.get("accept-encoding", "")):
-            headers["Content-Encoding"] = "gzip"
-            self._packer = zlib.compressobj(zlib.Z_BEST_SPEED, wbits=GZIP_FORMAT)
-        self.init_headers(headers)
+        self._packer = Packer.of(request)
+        self.init_headers({**self._packer.headers, "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. What keeps the first lines from being taken is raised; later trouble is told in a last line."""
@@ -111,10 +104,7 @@ class LineStream(Response):
         return message
 
     async def _say(self, content: bytes, *, more: bool = True) -> None:
-        if self._packer is not None:
-            content = self._packer.compress(content) + self._packer.flush(
-                zlib.Z_SYNC_FLUSH if more else zlib.Z_FINISH  # what is known is not kept back
-            )
+        content = self._packer.pack(content, more=more)
         async with asyncio.timeout(self._limits.idle_s):
             if not self._begun:
                 self._begun = True
@@ -139,17 +129,17 @@ class LineStream(Response):
             BrokenGzip: the body is not what it says it is.
         """
         reader = LineReader(self._limits.max_line_bytes)
-        while not self._heard_all:
-            body = (await self._hear()).get("body", b"")
-            for piece in self._gunzip.feed(body) if self._gunzip else plain(body):
+        async with aclosing(unpacked(self._bodies(), packed=self._packed)) as pieces:
+            async for piece in pieces:
                 lines = reader.feed(piece)
-                while chunk := list(islice(lines, _CHUNK)):
+                while chunk := list(islice(lines, CHUNK)):
                     yield chunk
-                await asyncio.sleep(0)  # a thousand pieces without a line may come out of one message
-        if self._gunzip:
-            self._gunzip.end()
         if chunk := list(reader.end()):
             yield chunk
+
+    async def _bodies(self) -> AsyncGenerator[bytes, None]:
+        while not self._heard_all:
+            yield (await self._hear()).get("body", b"")
 
     async def _answer(self, chunk: Chunk, patient: bool) -> bytes:  # noqa: FBT001 (called by position alone)
         """Return the lines that answer `chunk`; if not `patient`, they are refused where there is no room for them.
@@ -163,53 +153,11 @@ class LineStream(Response):
         except BatchOverLimit:
             half = len(chunk) // 2
             return await self._answer(chunk[:half], patient) + await self._answer(chunk[half:], patient=True)
-        metrics = self._services.metrics
-        texts = [line.text for line in chunk if line.problem is None]
-        with self._services.models.lease(texts[0] if texts else "") as lease:
-            try:
-                outcomes = await lease.model.classifier.classify_many(
-                    texts, timeout_s=None, cache_use=self._cache_use, patient=patient
-                )
-            except ServiceError as error:
-                metrics.observe_unanswered(problem_name(error), len(texts))
-                raise
-            lease.answered(texts, outcomes)
-            model = ModelName.of(lease.model.manifest)
-        following = iter(outcomes)
-        answers = []
-        for line in chunk:
-            outcome = line.problem or next(following)
-            if isinstance(outcome, ServiceError):
-                metrics.observe_unanswered(problem_name(outcome))
-            else:
-                metrics.observe_answer(outcome)
-            answers.append(b"%b,%b}\n" % (line.head, answer_member(outcome, model)))
-        return b"".join(answers)
+        answers, _ = await answer_lines(self._services, chunk, self._cache_use, patient=patient)
+        return answers
 
     async def _charge(self, lines: int, *, patient: bool) -> None:
         gate = self._request.scope["state"].get("gate")
         if gate is not None:
             async with self._door:
                 await admit(self._request, gate, lines, patience_s=self._limits.idle_s / 2 if patient else 0.0)
-
-
-def _is_gzip(request: Request) -> bool:
-    """Return whether the body is packed.
-
-    Raises:
-        NotNdjson: it is something that cannot be read.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if media_type not in _NAMES or coding not in {*_GZIP, "identity"}:
-        raise NotNdjson(f"Send lines of JSON as Content-Type: {NDJSON}, plain or with Content-Encoding: gzip.")
-    return coding in _GZIP
-
-
-def _accepts_gzip(header: str) -> bool:
-    """Return whether `Accept-Encoding` names gzip, and not with a weight of 0 (RFC 9110, section 12.5.3)."""
-    for each in header.lower().split(","):
-        coding, _, weight = each.partition(";")
-        if coding.strip() in _GZIP:
-            return weight.replace(" ", "").rstrip("0.") != "q="
-    return False

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from app.api.dependencies import ServicesDependency, timeout_s
+from app.api.ndjson import NDJSON
 from app.api.problems import problem_docs
 from app.api.routes.sentiment import CACHE_CONTROL
 from app.api.schemas import StreamAnswer, StreamLine
-from app.api.stream import NDJSON, LineStream
+from app.api.stream import LineStream
 from app.domain.errors import ShuttingDown
 
 PATH: Final = "/v1/sentiment/stream"
