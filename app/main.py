@@ -14,10 +14,11 @@ from pydantic.json_schema import models_json_schema
 
 from app.api.admission import Authentication
 from app.api.docs import add_docs
+from app.api.jobs import working
 from app.api.lean import Shortcut
 from app.api.middleware import BeginTrace, BodyLimit, RequestContext
 from app.api.problems import PROBLEMS, Problem
-from app.api.routes import admin, huggingface, open_inference, operations, sentiment, stream, tei
+from app.api.routes import admin, batches, huggingface, open_inference, operations, sentiment, stream, tei
 from app.domain.errors import StartupError
 from app.security.gate import Gate
 from app.services import Draining, Services
@@ -56,7 +57,11 @@ def create_app(settings: Settings | None = None, siblings: Siblings | None = Non
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[_State]:
         try:
-            async with open_gate(settings) as gate, open_services(settings, siblings) as services:
+            async with (
+                open_gate(settings) as gate,
+                open_services(settings, siblings) as services,
+                working(services, gate, app.state.draining),
+            ):
                 yield {"services": services, "gate": gate}
         except StartupError as error:
             _log.critical("cannot start", reason=str(error))
@@ -64,7 +69,13 @@ def create_app(settings: Settings | None = None, siblings: Siblings | None = Non
         finally:
             await asyncio.to_thread(end_tracing)
 
-    routers = [sentiment.router, stream.router, *(protocol.router for protocol in _PROTOCOLS), operations.health]
+    routers = [
+        sentiment.router,
+        stream.router,
+        batches.router,
+        *(protocol.router for protocol in _PROTOCOLS),
+        operations.health,
+    ]
     if siblings is not None:
         routers.append(operations.telemetry)  # a model is changed in all processes or in none: by SIGHUP
     elif not settings.server.admin_port:
@@ -99,7 +110,9 @@ def _assemble(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(Shortcut, routes=[route for router in routers for route in router.routes], problems=PROBLEMS)
-    app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes, unless=frozenset({stream.PATH}))
+    app.add_middleware(
+        BodyLimit, max_bytes=settings.server.max_body_bytes, unless=frozenset({stream.PATH, batches.PATH})
+    )
     security = settings.security
     if security.keys_file or security.allow_anonymous:
         app.add_middleware(

@@ -3,11 +3,15 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from app.inference.shedding import Shedder
+from app.jobs.job import JobLimits
 from app.rollout import Rollout
 from app.telemetry.prometheus import Metrics
+
+if TYPE_CHECKING:
+    from app.jobs.store import JobStore
 
 _STUCK_S: Final = 60.0  # readiness goes off after 10; the longest batch takes a third of a second on two cores
 
@@ -30,6 +34,15 @@ class StreamLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Jobs:
+    """Batch jobs, where the service keeps them."""
+
+    store: "JobStore"
+    limits: JobLimits
+    wake: asyncio.Event  # set when there is a new one
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """Everything a route may use; made by `app.wiring.open_services`."""
 
@@ -42,6 +55,7 @@ class Services:
     batch_timeout_s: float
     stream: StreamLimits
     stream_slots: asyncio.Semaphore
+    jobs: Jobs | None = None
 
     def reason_to_restart(self) -> str | None:
         """Return why nothing but a restart of this process helps, or None."""

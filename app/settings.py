@@ -93,6 +93,26 @@ class Stream(_Group):
     """A stream without a line, an answer or a reader for this time is ended."""
 
 
+class Jobs(_Group):
+    """Batch jobs, which outlive connections and restarts; they need the extra [jobs]."""
+
+    url: SecretStr = SecretStr("")
+    """Database that keeps them, with their texts: `sqlite:////var/lib/sentiment/jobs.db`, or `postgresql://…` (extra
+    [postgres]); empty keeps none."""
+    max_bytes: Positive = 256 * 1024 * 1024
+    """The most bytes of one job, unpacked."""
+    max_lines: Positive = 1_000_000
+    """The most lines of one job."""
+    max_open: Positive = 64
+    """Jobs that have not ended; beyond, 503."""
+    max_of_caller: Positive = 32
+    """Jobs kept for one key, or one address without a key, ended ones included; beyond, 409."""
+    max_stored_bytes: Positive = 4 * 1024 * 1024 * 1024
+    """The most bytes that all jobs take in the database, where they are packed; beyond, 503."""
+    retention_s: Seconds = 172_800
+    """A job to which nothing has happened for this time is deleted with its answers."""
+
+
 class Model(_Group):
     """Which model runs, and on what."""
 
@@ -196,6 +216,7 @@ class Settings(BaseSettings):
     security: Security = Security()
     limits: Limits = Limits()
     stream: Stream = Stream()
+    jobs: Jobs = Jobs()
     model: Model = Model()
     batching: Batching = Batching()
     rollout: Rollout = Rollout()

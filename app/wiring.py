@@ -14,6 +14,7 @@ import structlog
 from app.cache.events import CacheEvent
 from app.cache.lookups import Lookups
 from app.cache.memory import ENTRY_BYTES, MemoryCache
+from app.domain.errors import StartupError
 from app.domain.intake import TextLimits
 from app.domain.labels import Heads
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchPolicy
@@ -26,13 +27,15 @@ from app.inference.served import ServedModel
 from app.inference.session import Gpu, open_model
 from app.inference.shedding import Shedder
 from app.inference.tokenizer import TokenIds, Tokenizer
+from app.jobs.job import JobLimits
 from app.rollout import Rollout, TrialPolicy
 from app.security.gate import Gate
 from app.security.keys import KeyRing
 from app.security.limits import Ledger, LocalLedger, parse_rate_limits
 from app.security.shared import CONNECTIONS, SharedLedger
-from app.services import Services, StreamLimits
+from app.services import Jobs, Services, StreamLimits
 from app.settings import Cache, Settings
+from app.settings import Jobs as JobSettings
 from app.telemetry.logging import log_batch_failure, log_breaker
 from app.telemetry.prometheus import Metrics
 from app.telemetry.siblings import Siblings
@@ -126,6 +129,23 @@ async def open_gate(settings: Settings) -> AsyncIterator[Gate | None]:
 
 
 @asynccontextmanager
+async def _open_jobs(settings: JobSettings, metrics: Metrics) -> AsyncIterator[Jobs | None]:
+    """Open the database of jobs, if the settings name one."""
+    url = settings.url.get_secret_value()
+    if not url:
+        yield None
+        return
+    try:
+        from app.jobs.store import open_store  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError as error:
+        raise StartupError(f"batch jobs need {error.name}: install the extra [jobs]") from None
+    limits = JobLimits(**settings.model_dump(exclude={"url"}))
+    async with open_store(url, limits) as store:
+        metrics.watch_jobs()
+        yield Jobs(store, limits, asyncio.Event())
+
+
+@asynccontextmanager
 async def open_services(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[Services]:
     """Load, prove and warm the model; on leaving, finish what was accepted.
 
@@ -150,7 +170,7 @@ async def open_services(settings: Settings, siblings: Siblings | None = None) ->
         observe=metrics.observe_rollout,
         activated=partial(metrics.describe, requested=settings.model.provider),
     )
-    async with models:
+    async with _open_jobs(settings.jobs, metrics) as jobs, models:
         metrics.watch(lambda: models.active.batcher)
         async with siblings.telling(metrics.registry) if siblings else nullcontext():
             yield Services(
@@ -168,6 +188,7 @@ async def open_services(settings: Settings, siblings: Siblings | None = None) ->
                     idle_s=settings.stream.idle_s,
                 ),
                 stream_slots=asyncio.Semaphore(settings.stream.max_streams),
+                jobs=jobs,
             )
 
 

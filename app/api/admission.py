@@ -18,11 +18,14 @@ from app.security.keys import Key
 from app.security.keys import Scope as KeyScope
 from app.security.limits import RateLimit, Verdict
 from app.services import Services
+from app.telemetry.prometheus import Metrics
 
 _OPEN: Final = ("/docs", "/openapi.json", "/health", "/v2/health/live", "/v2/health/ready")
 _OPEN_BELOW: Final = ("/health/", "/static-offline-docs/")
 _METRICS: Final = "/metrics"
 _ADMIN: Final = "/admin"
+_KEY: Final = "key:"
+_WITHDRAWN_S: Final = 60.0  # between two looks whether a key is known again
 
 
 class Authentication:
@@ -75,22 +78,49 @@ async def admit(request: Request, gate: Gate, texts: int, *, patience_s: float =
     services: Services = request.scope["state"]["services"]
     if limits:
         try:
-            await _charge(request, gate, key, limits, texts, patience_s=patience_s)
+            await _charge(request, gate, limits, texts, patience_s=patience_s)
         except ServiceError as error:
             services.metrics.observe_unanswered(problem_name(error), texts)
             raise
     services.metrics.observe_admission(key.name if key is not None else None, texts)
 
 
-async def _charge(
-    request: Request, gate: Gate, key: Key | None, limits: Sequence[RateLimit], texts: int, *, patience_s: float
-) -> None:
+def caller_of(scope: Scope) -> str:
+    """Return whom to charge for a request, and whose its jobs are: its key, or else its address."""
+    key: Key | None = scope.get(KEY)
+    return f"{_KEY}{key.name}" if key is not None else f"address:{_address(scope)}"
+
+
+def most_at_once(gate: Gate | None, key: Key | None) -> int | None:
+    """Return how many texts the rate limits ever admit at once, if there are any."""
+    limits = gate.limits_of(key) if gate is not None else ()
+    return min((limit.texts for limit in limits), default=None)
+
+
+async def admit_later(gate: Gate | None, metrics: Metrics, caller: str, texts: int) -> float:
+    """Charge a caller who is not there for `texts`; return 0, or else after how many seconds to try again."""
+    key = None
+    if gate is not None:
+        if gate.keys is not None and caller.startswith(_KEY):
+            key = gate.keys.named(caller.removeprefix(_KEY))
+            if key is None:
+                return _WITHDRAWN_S
+        most = most_at_once(gate, key)
+        if most is not None:
+            verdict = await gate.ledger.take(caller, gate.limits_of(key), min(texts, most))
+            if verdict.wait_s:
+                return verdict.wait_s
+    metrics.observe_admission(key.name if key is not None else None, texts)
+    return 0.0
+
+
+async def _charge(request: Request, gate: Gate, limits: Sequence[RateLimit], texts: int, *, patience_s: float) -> None:
     least = min(limits, key=lambda limit: limit.texts)
     if texts > least.texts:
         raise BatchOverLimit(
             f"{texts} texts were sent; your rate limit admits at most {least.texts} at once. Send smaller batches."
         )
-    caller = f"key:{key.name}" if key is not None else f"address:{_address(request.scope)}"
+    caller = caller_of(request.scope)
     verdict = await gate.ledger.take(caller, limits, max(1, texts))
     while 0 < verdict.wait_s <= patience_s:
         await asyncio.sleep(verdict.wait_s)

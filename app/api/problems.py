@@ -25,6 +25,10 @@ from app.domain.errors import (
     InvalidHeader,
     InvalidLine,
     InvalidText,
+    JobsFull,
+    JobsOff,
+    JobsUnavailable,
+    JobTooLarge,
     LimitExceeded,
     LineNotJson,
     LineTooLong,
@@ -36,6 +40,8 @@ from app.domain.errors import (
     ServiceError,
     ShuttingDown,
     TextTooLong,
+    TooManyJobs,
+    UnknownJob,
     UnknownModel,
 )
 
@@ -98,6 +104,14 @@ _KINDS: Final[dict[type[ServiceError], _Kind]] = {
     NotPermitted: _Kind(403, "not-permitted", "Not permitted"),
     LimitExceeded: _Kind(429, "limit-exceeded", "Rate limit exceeded"),
     BatchOverLimit: _Kind(413, "batch-over-limit", "Batch over the rate limit"),
+    JobsOff: _Kind(
+        404, "jobs-off", "No batch jobs here", "This service keeps no jobs; SENTIMENT_JOBS__URL has it do so."
+    ),
+    UnknownJob: _Kind(404, "unknown-job", "Unknown job"),
+    TooManyJobs: _Kind(409, "too-many-jobs", "Too many jobs"),
+    JobTooLarge: _Kind(413, "job-too-large", "Job too large"),
+    JobsFull: _Kind(503, "jobs-full", "No room for jobs"),
+    JobsUnavailable: _Kind(503, "jobs-unavailable", "Jobs unavailable", "The database of jobs does not answer."),
     Overloaded: _Kind(503, "overloaded", "Overloaded"),
     ShuttingDown: _Kind(503, "shutting-down", "Shutting down", "This server is stopping; try another, or again soon."),
     DeadlineExceeded: _Kind(504, "deadline-exceeded", "Deadline exceeded"),
@@ -229,6 +243,8 @@ def _headers(error: ServiceError) -> dict[str, str]:
     match error:
         case Overloaded() | LimitExceeded():
             return {"Retry-After": str(max(1, ceil(error.retry_after_s)))}
+        case JobsFull() | JobsUnavailable():
+            return {"Retry-After": "60" if isinstance(error, JobsFull) else "5"}
         case ShuttingDown():
             return {"Retry-After": "1", "Connection": "close"}
         case NotAuthenticated():

@@ -1,7 +1,9 @@
 """The JSON of requests and answers."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -20,6 +22,7 @@ from app.domain.errors import ServiceError
 from app.domain.sentiment import most_probable
 from app.inference.bundle import Manifest
 from app.inference.classifier import Classified
+from app.jobs.job import Job
 
 _MOST_FIELDS: Final = 8  # far above what a request has; each unknown one is reported
 
@@ -163,6 +166,37 @@ class StreamAnswer(BaseModel):
     )
     sentiment: SentimentResponse | None = None
     error: ItemProblem | None = None
+
+
+class BatchJob(BaseModel):
+    """A batch job, without its lines."""
+
+    id: str = Field(examples=["019c1d6b2f4a5b1e0c7d3a9f8e2b4c60"])
+    state: Literal["queued", "running", "completed", "cancelled", "failed"] = Field(
+        description="failed: servers that worked on it died again and again"
+    )
+    lines: int = Field(description="Lines that ask for an answer", examples=[20_000])
+    done: int = Field(description="Lines that have their answer, or an error of their own", examples=[5_120])
+    errors: int = Field(description="Of these, the ones with an error", examples=[3])
+    progress: float = Field(description="From 0 to 1", examples=[0.256])
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime = Field(description="When it is deleted, if nothing happens to it before")
+
+    @classmethod
+    def of(cls, job: Job) -> "BatchJob":
+        """Return the job as its caller sees it."""
+        return cls.model_validate(
+            {**asdict(job), "state": job.state.value, "progress": round(job.done / job.lines, 4) if job.lines else 1.0}
+        )
+
+
+class BatchJobs(BaseModel):
+    """Batch jobs of one caller, the newest first."""
+
+    batches: list[BatchJob]
+    next: str | None = Field(description="Send it as `after` for older ones; null: there are none")
 
 
 class Alive(BaseModel):

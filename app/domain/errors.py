@@ -45,6 +45,26 @@ class BrokenGzip(ServiceError):
     """A stream calls itself gzip and is none, or ends in the middle of it."""
 
 
+class JobsOff(ServiceError):
+    """The service keeps no batch jobs."""
+
+
+class UnknownJob(ServiceError):
+    """The caller has no such job. The message is for the client."""
+
+
+class TooManyJobs(ServiceError):
+    """The caller has as many jobs as are kept for one. The message is for the client."""
+
+
+class JobTooLarge(ServiceError):
+    """A job has more lines or bytes than the service takes. The message is for the client."""
+
+
+class JobsFull(ServiceError):
+    """There is no room for another job. The message is for the client."""
+
+
 class Unavailable(ServiceError):
     """The text is fine; the service cannot answer it now."""
 
@@ -63,6 +83,10 @@ class DeadlineExceeded(Unavailable):
 
 class ShuttingDown(Unavailable):
     """The service finishes what it accepted and takes nothing new."""
+
+
+class JobsUnavailable(Unavailable):
+    """The database of jobs does not answer."""
 
 
 class NotAuthenticated(ServiceError):

@@ -73,6 +73,10 @@ class KeyRing:
         found = self._keys.get(digest[:_INDEXED])
         return found if found is not None and hmac.compare_digest(found.digest, digest) else None
 
+    def named(self, name: str) -> Key | None:
+        """Return the key of this name, if there is one."""
+        return next((key for key in self._keys.values() if key.name == name), None)
+
     def refresh(self) -> None:
         """Read the file anew if it has changed."""
         signature = self._signature()

@@ -24,6 +24,8 @@ from app.domain.sentiment import most_probable
 from app.inference.batcher import Batcher, BatchEvent, BatchFinished, BatchStarted, Lane, RefusalReason, Refused
 from app.inference.classifier import Classified
 from app.inference.served import ServedModel
+from app.jobs.events import JobEvent, JobsCounted, LinesAnswered
+from app.jobs.job import State as JobState
 from app.telemetry.siblings import Siblings
 
 # Geometric, from what a cache hit takes to the longest deadline.
@@ -316,6 +318,39 @@ def _predicted_wait_s(batcher: Callable[[], Batcher[Any, Any]], lane: Lane) -> f
     return batcher().predicted_wait_s(lane)
 
 
+class _Jobs:
+    """How many batch jobs there are, and how their work goes on."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        jobs = Gauge(
+            "sentiment_jobs",
+            "Batch jobs in the database by their state; every process that shares it says the same.",
+            ["state"],
+            registry=registry,
+        )
+        self._jobs = {state: jobs.labels(state.value) for state in JobState}
+        self._stored = Gauge(
+            "sentiment_job_stored_bytes", "What they take there; every process says the same.", registry=registry
+        )
+        lines = Counter(
+            "sentiment_job_lines",
+            "Lines of batch jobs, by what this process wrote for them.",
+            ["result"],
+            registry=registry,
+        )
+        self._answers, self._errors = lines.labels("answer"), lines.labels("error")
+
+    def observe(self, event: JobEvent) -> None:
+        match event:
+            case LinesAnswered():
+                self._answers.inc(event.lines - event.errors)
+                self._errors.inc(event.errors)
+            case JobsCounted():
+                for state, gauge in self._jobs.items():
+                    gauge.set(event.jobs[state])
+                self._stored.set(event.stored_bytes)
+
+
 class _Models:
     """Which model answers, and what became of those that were to replace it."""
 
@@ -361,6 +396,7 @@ class Metrics:
         self._batches = _Batches(registry)
         self._models = _Models(registry)
         self._redis: _Redis | None = None
+        self._jobs: _Jobs | None = None
 
     def describe(self, model: ServedModel, *, requested: str) -> None:
         """Publish which model answers from now on, and how it runs; `requested` is the provider of the settings."""
@@ -386,6 +422,15 @@ class Metrics:
         """Count what happens at Redis."""
         if self._redis is not None:
             self._redis.observe(event)
+
+    def watch_jobs(self) -> None:
+        """Publish how many batch jobs there are, and what becomes of them."""
+        self._jobs = _Jobs(self.registry)
+
+    def observe_job(self, event: JobEvent) -> None:
+        """Count what happens to batch jobs."""
+        if self._jobs is not None:
+            self._jobs.observe(event)
 
     def observe_request(
         self,

@@ -25,11 +25,12 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return {name: value for name, value in schema.items() if name != "$defs"}
 
 
-_BODY: Final[dict[str, Any]] = {
+BODY: Final[dict[str, Any]] = {
     "required": True,
     "description": "Lines of JSON, plain or with Content-Encoding: gzip",
     "content": {NDJSON: {"schema": _schema(StreamLine)}},
 }
+ANSWER_LINES: Final = _schema(StreamAnswer)
 
 
 @router.post(
@@ -37,10 +38,10 @@ _BODY: Final[dict[str, Any]] = {
     summary="Classify a stream of texts",
     response_class=Response,
     responses={
-        200: {"description": "One line for each", "content": {NDJSON: {"schema": _schema(StreamAnswer)}}},
+        200: {"description": "One line for each", "content": {NDJSON: {"schema": ANSWER_LINES}}},
         **problem_docs(400, 401, 403, 415, 422, 429, 431, 500, 503, 504),
     },
-    openapi_extra={**CACHE_CONTROL, "requestBody": _BODY},
+    openapi_extra={**CACHE_CONTROL, "requestBody": BODY},
 )
 async def classify_stream(
     request: Request,
