@@ -47,7 +47,8 @@ bench: .venv/load/ready
 bench-gpu: .venv/gpu/ready
 	.venv/gpu/bin/python -m loadtest.bench_gpu $(BENCH)
 
-# 200,000 texts by stream and by score, here and on Ray, against the engine alone: rates, memory, single texts meanwhile; half an hour.
+# 200,000 texts by stream, as a batch job, by score and on Ray, against the engine alone: rates, memory, single texts meanwhile.
+# Half an hour.
 bench-bulk: .venv/load/ready
 	.venv/load/bin/python -m loadtest.bulk $(BULK)
 

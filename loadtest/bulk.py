@@ -1,4 +1,4 @@
-"""``make bench-bulk``: many texts by stream and by `score`: how fast, in how much memory, and whether they agree."""
+"""``make bench-bulk``: many texts by stream, as a batch job and by `score`: rates, memory, and whether they agree."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any, Final
 
+import httpx
 import psutil
 import typer
 
@@ -27,6 +28,7 @@ _CEILING_TEXTS: Final = 8_192
 _INTERACTIVE_PER_S: Final = 30.0
 _INTERACTIVE_S: Final = 30.0
 _SAMPLE_S: Final = 0.1
+_LOOK_S: Final = 0.2
 
 
 def main(count: Annotated[int, typer.Option(help="How many texts.")] = 200_000) -> None:
@@ -46,11 +48,21 @@ def main(count: Annotated[int, typer.Option(help="How many texts.")] = 200_000) 
             spent_s = _stream(port, file, _OUTPUT / "streamed.jsonl")
         _print("stream, by curl -T", count / spent_s, ceiling, mib)
         beside = _beside_a_stream(port, file, texts)
-    print(f"single texts, {_INTERACTIVE_PER_S:.0f}/s: p99 {alone.p99_ms:.0f} ms alone, {beside.p99_ms:.0f} ms beside")
+        print(
+            f"single texts, {_INTERACTIVE_PER_S:.0f}/s: p99 {alone.p99_ms:.0f} ms alone, {beside.p99_ms:.0f} ms beside"
+        )
+
+    with _jobs() as (port, processes):
+        with _peak_mib(processes) as mib:
+            spent_s = _job(port, file, _OUTPUT / "job.jsonl")
+        _print("batch job, upload and download included", count / spent_s, ceiling, mib)
+        beside = _beside_a_job(port, file, texts)
+        print(f"single texts beside a batch job: p99 {beside.p99_ms:.0f} ms")
 
     per_s, mib = _score(file, _OUTPUT / "scored.jsonl")
     _print("score, in its process", per_s, ceiling, mib)
-    _compare(_OUTPUT / "streamed.jsonl", _OUTPUT / "scored.jsonl", count)
+    for other in ("job", "scored"):
+        _compare(_OUTPUT / "streamed.jsonl", _OUTPUT / f"{other}.jsonl", count)
 
     per_s, mib = _score(file, _OUTPUT / "scored-by-ray.jsonl", "--engine", "ray")
     _print("score, on Ray, its start counted", per_s, ceiling, mib)
@@ -93,6 +105,51 @@ def _beside_a_stream(port: int, file: Path, texts: list[str]) -> Load:
             if process.poll() is not None:
                 print("the stream ended before the single texts did: take more texts", file=sys.stderr)
             process.kill()
+
+
+@contextmanager
+def _jobs() -> Iterator[tuple[int, Callable[[], list[psutil.Process]]]]:
+    """Serve with an empty database of jobs."""
+    for old in _OUTPUT.glob("jobs.db*"):
+        old.unlink()
+    settings = {"SENTIMENT_JOBS__URL": f"sqlite:///{_OUTPUT / 'jobs.db'}", "SENTIMENT_JOBS__MAX_BYTES": str(2**34)}
+    with serving(**_NO_CACHE, **settings) as found:
+        yield found
+
+
+def _upload(client: httpx.Client, file: Path) -> str:
+    with file.open("rb") as lines:
+        response = client.post("/v1/batches", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    response.raise_for_status()
+    return str(response.json()["id"])
+
+
+def _client(port: int) -> httpx.Client:
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
+
+
+def _job(port: int, file: Path, answers: Path) -> float:
+    """Return how long it took, from the upload to the last answer."""
+    started = time.perf_counter()
+    with _client(port) as client:
+        job = _upload(client, file)
+        while (state := client.get(f"/v1/batches/{job}").json()["state"]) != "completed":
+            if state not in {"queued", "running"}:
+                raise SystemExit(f"the batch job is {state}")
+            time.sleep(_LOOK_S)
+        with client.stream("GET", f"/v1/batches/{job}/results") as response, answers.open("wb") as output:
+            output.writelines(response.iter_bytes())
+    return time.perf_counter() - started
+
+
+def _beside_a_job(port: int, file: Path, texts: list[str]) -> Load:
+    with _client(port) as client:
+        job = _upload(client, file)
+        load = _interactive(port, texts)
+        if client.get(f"/v1/batches/{job}").json()["state"] != "running":
+            print("the batch job ended before the single texts did: take more texts", file=sys.stderr)
+        client.delete(f"/v1/batches/{job}").raise_for_status()
+    return load
 
 
 def _score(file: Path, answers: Path, *arguments: str) -> tuple[float, dict[str, float]]:
@@ -157,7 +214,8 @@ def _compare(streamed: Path, scored: Path, count: int) -> None:
     if rows != count:
         raise SystemExit(f"{count - rows} rows are missing")
     print(
-        f"{rows} rows compared: {other_labels} have another label, no probability differs by more than {furthest:.4f}"
+        f"{rows} rows of {scored.stem} and {streamed.stem} compared: {other_labels} have another label, "
+        f"no probability differs by more than {furthest:.4f}"
     )
 
 

@@ -59,6 +59,7 @@ def test_every_known_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "SENTIMENT_MODEL__PATH",
         "SENTIMENT_MODEL__ENGINE_CACHE",
         "SENTIMENT_CACHE__REDIS_URL",
+        "SENTIMENT_JOBS__URL",
     }
     with pytest.raises(StartupError) as refusal:
         load_settings()
