@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from tests.redis_server import free_port
@@ -21,18 +22,14 @@ def find_postgres() -> Path | None:
 
 
 class Postgres:
-    """A PostgreSQL that keeps what it holds in `directory`."""
+    """A PostgreSQL that keeps what it holds in `directory`, which has to be open to the user that it runs as."""
 
     def __init__(self, programs: Path, directory: Path) -> None:
         self._programs = programs
         self._data = directory / "data"
-        self._data.mkdir()
-        self._user = None
-        if os.getuid() == 0:  # as whom it refuses to run
-            self._user = "postgres"
-            shutil.chown(self._data, self._user)
-            for parent in self._data.parents:
-                parent.chmod(parent.stat().st_mode | 0o011)
+        self._user = "postgres" if os.getuid() == 0 else None  # as root it refuses to run
+        if self._user is not None:
+            shutil.chown(directory, self._user)
         self._port = free_port()
         self.url = f"postgresql://sentiment@127.0.0.1:{self._port}/postgres"
         self._run("initdb", "-D", str(self._data), "-U", "sentiment", "--auth=trust", "--no-sync")
@@ -62,13 +59,14 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(directory: Path) -> Iterator[Postgres]:
+def running_postgres() -> Iterator[Postgres]:
     """Yield an empty PostgreSQL."""
     programs = find_postgres()
     assert programs is not None
-    postgres = Postgres(programs, directory)
-    postgres.start()
-    try:
-        yield postgres
-    finally:
-        postgres.stop()
+    with TemporaryDirectory() as directory:  # not pytest's, which it keeps to its own user
+        postgres = Postgres(programs, Path(directory))
+        postgres.start()
+        try:
+            yield postgres
+        finally:
+            postgres.stop()

@@ -293,7 +293,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> str | None:
     """Return what an address takes, by the API's document: Starlette knows the first of its routes alone."""
-    operations = request.app.openapi()["paths"].get(request.url.path)
+    path = getattr(request.scope.get("route"), "path", request.url.path)
+    operations = request.app.openapi()["paths"].get(path)
     return None if operations is None else ", ".join(sorted(method.upper() for method in operations))
 
 

@@ -22,7 +22,7 @@ _CONFIG = SchemathesisConfig.from_dict(
         # An item that is no text has its error in its place, in an answer of 200.
         "operations": [
             {"include-path": path, "checks": {"negative_data_rejection": {"enabled": False}}}
-            for path in ("/v1/sentiment/batch", "/v1/sentiment/stream")
+            for path in ("/v1/sentiment/batch", "/v1/sentiment/stream", "/v1/batches")
         ],
     }
 )
@@ -45,7 +45,8 @@ def _only_line(_: schemathesis.DeserializationContext, response: schemathesis.Re
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("server")
-    with running_server(directory, MODEL__PATH=str(tiny_bundle), MODEL__PROVIDER="cpu") as server:
+    settings = {"MODEL__PATH": str(tiny_bundle), "MODEL__PROVIDER": "cpu", "JOBS__URL": f"sqlite:///{directory}/jobs.db"}
+    with running_server(directory, **settings) as server:
         yield server.address
 
 
