@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -155,7 +154,7 @@ async def test_jobs_are_listed_page_by_page_the_newest_first(tiny_bundle: Path, 
                 break
             after = f"&after={page['next']}"
         assert found == made
-        for wrong in ("limit=0", "limit=101", "limit=x", f"after={'x' * 65}"):
+        for wrong in ("limit=0", "limit=101", "limit=x", "after=%00"):
             assert_problem(await client.get(f"{_PATH}?{wrong}"), 422, "invalid-request")
 
 
@@ -271,20 +270,18 @@ async def test_a_job_belongs_to_its_key(tiny_bundle: Path, tmp_path: Path) -> No
 async def test_a_job_goes_at_the_pace_of_its_keys_rate_limit_and_holds_up_no_other(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    async with _keys(tiny_bundle, tmp_path, shop="20/second, 30/day") as (client, callers):
+    async with _keys(tiny_bundle, tmp_path, shop="30/day") as (client, callers):
         slow = await _begin(client, _lines(70), **callers["shop"])
         fast = await _begin(client, _lines(500), **callers["bank"])
         assert (await _ended(client, fast, **callers["bank"]))["done"] == 500
 
         async def stuck() -> bool:
             found = (await client.get(f"{_PATH}/{slow['id']}", headers=callers["shop"])).json()
-            return bool(found["done"] == 20)
+            return bool(found["done"] == 30)
 
         await until(stuck)
-        response = await client.post("/v1/sentiment/batch", json={"texts": ["好"] * 8}, headers=callers["shop"])
-        remaining = re.search(r'"day";r=(\d+)', response.headers["RateLimit"])
-        assert remaining is not None
-        assert int(remaining[1]) == 2  # of 30, after 20 of the job and these 8
+        response = await client.post("/v1/sentiment", json={"text": "好"}, headers=callers["shop"])
+        assert_problem(response, 429, "limit-exceeded")  # the job has used it up
 
 
 async def test_a_withdrawn_keys_job_waits_until_the_key_is_back(tmp_path: Path) -> None:

@@ -45,7 +45,11 @@ def _only_line(_: schemathesis.DeserializationContext, response: schemathesis.Re
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("server")
-    settings = {"MODEL__PATH": str(tiny_bundle), "MODEL__PROVIDER": "cpu", "JOBS__URL": f"sqlite:///{directory}/jobs.db"}
+    settings = {
+        "MODEL__PATH": str(tiny_bundle),
+        "MODEL__PROVIDER": "cpu",
+        "JOBS__URL": f"sqlite:///{directory}/jobs.db",
+    }
     with running_server(directory, **settings) as server:
         yield server.address
 

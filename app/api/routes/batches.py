@@ -18,6 +18,7 @@ from app.domain.errors import JobsOff
 from app.services import Jobs
 
 PATH: Final = "/v1/batches"
+_ID: Final = "^[0-9a-f]{1,64}$"
 
 router = APIRouter(prefix=PATH, tags=["batch jobs"])
 
@@ -36,7 +37,7 @@ async def _get_caller(request: Request) -> str:
 
 _JobsDependency = Annotated[Jobs, Depends(_get_jobs)]
 _Caller = Annotated[str, Depends(_get_caller)]
-_Id = Annotated[str, Path(description="The job's id", max_length=64)]
+_Id = Annotated[str, Path(description="The job's id", pattern=_ID)]
 
 
 @router.post(
@@ -67,7 +68,7 @@ async def newest(
     jobs: _JobsDependency,
     caller: _Caller,
     limit: Annotated[int, Query(ge=1, le=100, description="The most jobs in one answer")] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="`next` of the answer before")] = None,
+    after: Annotated[str | None, Query(pattern=_ID, description="`next` of the answer before")] = None,
 ) -> BatchJobs:
     """Answer with the caller's jobs, the newest first."""
     found = await jobs.store.newest(caller, before=after, count=limit + 1)
