@@ -29,6 +29,6 @@ def medians(loads: Sequence[Load]) -> Load:
     """Return the median of each figure, and all errors."""
     middle = {
         name: statistics.median(getattr(load, name) for load in loads)
-        for name in ("per_s", "p50_ms", "p99_ms", "mean_ms")
+        for name in ("per_s", "offered_per_s", "p50_ms", "p99_ms", "mean_ms")
     }
     return Load(errors=sum(load.errors for load in loads), **middle)
