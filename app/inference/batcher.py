@@ -40,6 +40,7 @@ class RefusalReason(Enum):
     ITEMS = "items"
     TOKENS = "tokens"
     WAIT = "wait"  # they would start later than their caller waits
+    UNREAD = "unread"  # the others turn so many away that it does not pay to read what they ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,11 @@ class Batcher(Generic[Item, Result]):
         share = self._policy.bulk_share if lane is Lane.BULK else 1 - self._policy.bulk_share
         return min(work_s[lane] / share, sum(work_s.values())) / self._policy.workers
 
+    def pace_s(self, lane: Lane) -> float:
+        """Return in what time one item of `lane` is answered, by those that wait; 0 when none does."""
+        waiting = len(self._queues[lane].by_size)
+        return self.predicted_wait_s(lane) / waiting if waiting else 0.0
+
     @property
     def policy(self) -> BatchPolicy:
         """What a batch may carry and who may wait."""
@@ -262,8 +268,12 @@ class Batcher(Generic[Item, Result]):
             raise ShuttingDown("the service is shutting down")
         reason = self.refuses(items, lane, tokens=tokens, within_s=within_s)
         if reason is not None:
-            self._report(Refused(lane, items, reason))
-            raise Overloaded(self.predicted_wait_s(lane))
+            raise self.turn_away(items, lane, reason)
+
+    def turn_away(self, items: int, lane: Lane, reason: RefusalReason) -> Overloaded:
+        """Return the error to raise for items that are refused, and report them."""
+        self._report(Refused(lane, items, reason))
+        return Overloaded(self.predicted_wait_s(lane))
 
     def refuses(
         self, items: int, lane: Lane, *, tokens: int = 0, within_s: float | None = None

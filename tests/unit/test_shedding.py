@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import Overloaded
-from app.inference.batcher import Batcher, BatchEvent, BatchPolicy, Lane, Refused
+from app.inference.batcher import Batcher, BatchEvent, BatchPolicy, Lane, RefusalReason, Refused
 from app.inference.cost import CostModel
 from app.inference.shedding import Shedder
 from tests.fakes import FakeModel
@@ -56,7 +56,7 @@ async def test_under_overload_texts_that_nobody_remembers_are_refused_unread_but
         assert await _refusals(batcher, remembered_of_100=0) == _MANY * 63 // 64
     refused = [event for event in events if isinstance(event, Refused)]
     assert len(refused) == _MANY * 63 // 64
-    assert {(event.lane, event.items) for event in refused} == {(Lane.INTERACTIVE, 1)}
+    assert set(refused) == {Refused(Lane.INTERACTIVE, 1, RefusalReason.UNREAD)}
 
 
 async def test_under_overload_all_is_read_while_enough_is_remembered() -> None:
@@ -86,3 +86,32 @@ async def test_when_texts_are_remembered_again_they_are_read_again() -> None:
         for _ in range(8):
             shedder.saw(remembered=True)
         assert shedder.refusal() is None
+
+
+async def test_when_there_is_room_again_texts_are_let_in_no_faster_than_the_model_goes() -> None:
+    model = FakeModel(takes_s=0.5)
+    policy = BatchPolicy(max_items=1, max_tokens=100, max_waiting_items=8, max_waiting_tokens=500)
+    async with Batcher(model.run, policy, tokens=len, cost=_COST) as batcher:
+        shedder = Shedder(lambda: batcher)
+        for _ in range(_MANY):
+            shedder.saw(remembered=False)
+        batcher.enqueue(["a"])
+        await asyncio.sleep(0)
+        batcher.enqueue(["b"] * 8)
+        assert shedder.refusal() is not None
+        await asyncio.sleep(0.6)  # one of them runs now, and makes room
+        assert not batcher.refuses(1, Lane.INTERACTIVE)
+        assert [shedder.refusal() is None for _ in range(4)] == [True, False, False, False]
+        await asyncio.sleep(batcher.pace_s(Lane.INTERACTIVE) / 1.25)
+        assert [shedder.refusal() is None for _ in range(4)] == [True, False, False, False]
+
+
+async def test_a_second_after_the_last_text_too_many_all_is_read() -> None:
+    async with _batcher([]) as batcher:
+        futures = await _fill(batcher)
+        shedder = Shedder(lambda: batcher)
+        for _ in range(_MANY):
+            shedder.saw(remembered=False)
+        assert shedder.refusal() is not None
+        await asyncio.gather(*futures)
+        assert all(shedder.refusal() is None for _ in range(_MANY))
