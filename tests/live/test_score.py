@@ -219,7 +219,7 @@ def test_a_run_killed_and_gone_on_with_writes_every_row_once(tmp_path: Path, tin
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, tiny_bundle: Path) -> None:
-    (tmp_path / "in.jsonl").write_bytes(_jsonl(_rows(_KILLED_ROWS)))
+    (tmp_path / "in.jsonl").write_bytes(_jsonl(_rows(8 * _KILLED_ROWS)))
     with subprocess.Popen(  # noqa: S603 (our own program)
         _command(str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.csv")), cwd=ROOT,
         env=_environment(tiny_bundle), stderr=subprocess.PIPE, encoding="utf-8",
