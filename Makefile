@@ -60,7 +60,7 @@ soak: .venv/load/ready
 load: .venv/load/ready
 	.venv/load/bin/python -m loadtest.locustfile $(if $(HOST),--host $(HOST))
 
-# Faults under load, about seven minutes; needs wrk and redis-server.
+# Faults under load, about six minutes; needs wrk and redis-server.
 chaos: .venv/load/ready
 	.venv/load/bin/python -m loadtest.chaos $(CHAOS)
 
