@@ -222,7 +222,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._waiting_since = None
-        if self.pipeline or (self.cycle.response_started if self._in_body else self._answering):
+        if self._shed or self.pipeline or (self.cycle.response_started if self._in_body else self._answering):
             self.transport.close()  # two answers would be read as one
             return
         if self._in_body:  # the application is waiting for the rest

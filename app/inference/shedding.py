@@ -8,7 +8,7 @@ from typing import Any, Final
 from app.domain.errors import Overloaded
 from app.inference.batcher import Batcher, Lane, RefusalReason
 
-# Reading a text and looking it up takes about as much of the processors as a twentieth of an answer by the model.
+# One core of two remembers 5,979 answers a second, both compute 468 (docs/benchmark.md): a look costs a 25th of one.
 _WORTH_A_LOOK: Final = 0.05
 _MEMORY: Final = 64  # requests
 _SAMPLE: Final = 64
@@ -19,9 +19,9 @@ _AHEAD: Final = 1.25  # times what the model can do is let in, so that it never 
 class Shedder:
     """Refuses single texts unread while the model takes no more of them and hardly any is remembered.
 
-    Refusing costs a tenth then of what it costs to read first, and what is saved goes into answers. When room appears,
-    texts are let in at the model's pace: they reach the waiting room only after they were read, and many would be let
-    in for each place. One text in 64 is read all the same, to see whether they are remembered again.
+    What reading would cost goes into answers. When room appears, texts are let in at the model's pace: they reach the
+    waiting room only after they were read, and many would be let in for each place. One text in 64 is read all the
+    same, to see whether they are remembered again.
     """
 
     def __init__(self, batcher: Callable[[], Batcher[Any, Any]]) -> None:

@@ -59,7 +59,7 @@ class Place:
             return cls(LocalFileSystem(), str(Path(name).absolute()))
         try:
             return cls(*FileSystem.from_uri(name))
-        except (ArrowInvalid, NotImplementedError):  # which may name a key
+        except (ArrowInvalid, NotImplementedError):  # whose words may hold a secret out of the URL
             raise CannotProceed(f"{name.partition('://')[0]}:// is no storage that Arrow reads") from None
 
     @property
