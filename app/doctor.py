@@ -12,16 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, Literal
 
-from app.domain.errors import StartupError
+from app.domain.errors import JobsUnavailable, StartupError
 from app.inference.bundle import Bundle, open_bundle
 from app.inference.processor import has_bf16, processor_flags, usable_threads
+from app.jobs.job import JobLimits
 from app.security.keys import read_keys
 from app.server import may_listen
-from app.settings import Cache, Server, Settings, describe_settings, load_settings
+from app.settings import Cache, Jobs, Server, Settings, describe_settings, load_settings
 
 _PACKAGES: Final = ("tokenizers", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "prometheus-client")
 _FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
-_REDIS_S: Final = 3.0
+_PATIENCE_S: Final = 3.0
 _DRIVER: Final = Path("/proc/driver/nvidia/version")
 
 
@@ -59,6 +60,7 @@ def diagnose() -> Iterator[Finding]:
     yield _port(settings.server)
     yield _keys(settings)
     yield _redis(settings.cache)
+    yield _jobs(settings.jobs)
     try:
         bundle = open_bundle(settings.model.path)
     except StartupError as error:
@@ -151,9 +153,9 @@ def _redis(cache: Cache) -> Finding:
         return Finding("redis", "none is set, answers are remembered in memory alone", absent=True)
 
     async def ask() -> float:
-        client = open_client(url, connections=1, timeout_s=_REDIS_S)
+        client = open_client(url, connections=1, timeout_s=_PATIENCE_S)
         try:
-            async with asyncio.timeout(_REDIS_S):
+            async with asyncio.timeout(_PATIENCE_S):
                 await client.connect()
                 started = time.perf_counter()
                 await client.read([f"{cache.redis_namespace}:doctor".encode()])
@@ -169,6 +171,31 @@ def _redis(cache: Cache) -> Finding:
         return Finding(
             "redis", reason_of(error), "start it, or correct SENTIMENT_CACHE__REDIS_URL; serving goes on without"
         )
+
+
+def _jobs(jobs: Jobs) -> Finding:
+    url = jobs.url.get_secret_value()
+    if not url:
+        return Finding("jobs", "no database is set, no batch jobs are kept", absent=True)
+    try:
+        from app.jobs.store import open_store  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError as error:
+        return Finding("jobs", f"{error.name} is not installed", "pip install '.[jobs]', or '.[postgres]'")
+
+    async def ask() -> tuple[int, int]:
+        limits = JobLimits(**jobs.model_dump(exclude={"url", "sources"}))
+        async with asyncio.timeout(_PATIENCE_S), open_store(url, limits) as store:
+            counts, stored = await store.census()
+        return sum(counts.values()), stored
+
+    fix = "start the database, or correct SENTIMENT_JOBS__URL"
+    try:
+        count, stored = asyncio.run(ask())
+    except (StartupError, JobsUnavailable) as error:
+        return Finding("jobs", str(error), fix)
+    except TimeoutError:
+        return Finding("jobs", f"the database does not answer within {_PATIENCE_S:g} s", fix)
+    return Finding("jobs", f"{count} in the database, {stored / 2**20:.0f} of {jobs.max_stored_bytes / 2**20:.0f} MiB")
 
 
 def _providers(settings: Settings, bundle: Bundle) -> Iterator[Finding]:

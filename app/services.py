@@ -11,6 +11,7 @@ from app.rollout import Rollout
 from app.telemetry.prometheus import Metrics
 
 if TYPE_CHECKING:
+    from app.jobs.sources import Sources
     from app.jobs.store import JobStore
 
 _STUCK_S: Final = 60.0  # readiness goes off after 10; the longest batch takes a third of a second on two cores
@@ -40,6 +41,7 @@ class Jobs:
     store: "JobStore"
     limits: JobLimits
     wake: asyncio.Event  # set when there is a new one
+    sources: "Sources"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,9 @@ class Jobs(_Group):
     """Jobs kept for one key, or one address without a key, ended ones included; beyond, 409."""
     max_stored_bytes: Positive = 4 * 1024 * 1024 * 1024
     """The most bytes that all jobs take in the database, where they are packed; beyond, 503."""
+    sources: str = ""
+    """Addresses below which the service fetches the lines of a job, separated by spaces:
+    `https://reviews.s3.amazonaws.com/new/`; empty: lines are sent."""
     retention_s: Seconds = 172_800
     """A job to which nothing has happened for this time is deleted with its answers."""
 

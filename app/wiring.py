@@ -136,13 +136,15 @@ async def _open_jobs(settings: JobSettings, metrics: Metrics) -> AsyncIterator[J
         yield None
         return
     try:
+        from app.jobs.sources import Sources  # noqa: PLC0415 (an extra)
         from app.jobs.store import open_store  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
         raise StartupError(f"batch jobs need {error.name}: install the extra [jobs]") from None
-    limits = JobLimits(**settings.model_dump(exclude={"url"}))
+    limits = JobLimits(**settings.model_dump(exclude={"url", "sources"}))
+    sources = Sources.below(settings.sources)
     async with open_store(url, limits) as store:
         metrics.watch_jobs()
-        yield Jobs(store, limits, asyncio.Event())
+        yield Jobs(store, limits, asyncio.Event(), sources)
 
 
 @asynccontextmanager

@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any, Final
@@ -25,51 +25,84 @@ from loadtest.service import serving
 _OUTPUT: Final = Path("build/bulk")
 _NO_CACHE: Final = {"SENTIMENT_CACHE__MAX_BYTES": "0"}
 _CEILING_TEXTS: Final = 8_192
+_KNOWN_TEXTS: Final = 2_000
 _INTERACTIVE_PER_S: Final = 30.0
 _INTERACTIVE_S: Final = 30.0
 _SAMPLE_S: Final = 0.1
+_SETTLED_S: Final = 30.0
 _LOOK_S: Final = 0.2
 
 
-def main(count: Annotated[int, typer.Option(help="How many texts.")] = 200_000) -> None:
+def main(
+    count: Annotated[int, typer.Option(help="How many texts.")] = 200_000,
+    lines: Annotated[
+        int, typer.Option(help="How many lines of the stream that is watched for its memory.")
+    ] = 1_000_000,
+) -> None:
     """Print what was measured; fail if a row is missing."""
     _OUTPUT.mkdir(parents=True, exist_ok=True)
     texts = make_texts(count)
     file = _write(_OUTPUT / "texts.jsonl", texts)
-    engine = BareEngine(streams=2)
-    engine.sorted_batches_per_s(texts[:_CEILING_TEXTS])  # compiles the shapes
-    ceiling = engine.sorted_batches_per_s(texts[:_CEILING_TEXTS])
-    del engine
-    print(f"engine alone, sorted batches of 32, two runs at a time: {ceiling:.0f} texts/s", flush=True)
+    engine = _EngineAlone(texts)
 
     with serving(**_NO_CACHE) as (port, processes):
         alone = _interactive(port, texts)
+        engine.measure()
         with _peak_mib(processes) as mib:
             spent_s = _stream(port, file, _OUTPUT / "streamed.jsonl")
-        _print("stream, by curl -T", count / spent_s, ceiling, mib)
+        _print("stream, by curl -T", count / spent_s, engine, mib)
         beside = _beside_a_stream(port, file, texts)
         print(
             f"single texts, {_INTERACTIVE_PER_S:.0f}/s: p99 {alone.p99_ms:.0f} ms alone, {beside.p99_ms:.0f} ms beside"
         )
 
     with _jobs() as (port, processes):
+        engine.measure()
         with _peak_mib(processes) as mib:
             spent_s = _job(port, file, _OUTPUT / "job.jsonl")
-        _print("batch job, upload and download included", count / spent_s, ceiling, mib)
+        _print("batch job, upload and download included", count / spent_s, engine, mib)
         beside = _beside_a_job(port, file, texts)
         print(f"single texts beside a batch job: p99 {beside.p99_ms:.0f} ms")
 
+    engine.measure()
     per_s, mib = _score(file, _OUTPUT / "scored.jsonl")
-    _print("score, in its process", per_s, ceiling, mib)
+    _print("score, in its process", per_s, engine, mib)
     for other in ("job", "scored"):
         _compare(_OUTPUT / "streamed.jsonl", _OUTPUT / f"{other}.jsonl", count)
 
+    engine.measure()
     per_s, mib = _score(file, _OUTPUT / "scored-by-ray.jsonl", "--engine", "ray")
-    _print("score, on Ray, its start counted", per_s, ceiling, mib)
+    _print("score, on Ray, its start counted", per_s, engine, mib)
     _compare(_OUTPUT / "scored.jsonl", _OUTPUT / "scored-by-ray.jsonl", count)
 
+    long = _write(_OUTPUT / "long.jsonl", islice(cycle(texts[:_KNOWN_TEXTS]), lines))
+    with serving() as (port, processes):
+        _stream(port, file=_write(_OUTPUT / "known.jsonl", texts[:_KNOWN_TEXTS]), answers=Path(os.devnull))
+        with _peak_mib(processes) as mib:
+            spent_s = _stream(port, long, Path(os.devnull))
+    print(f"a stream of {lines:,} lines whose texts are remembered: {lines / spent_s:.0f} texts/s; {_held(mib)}")
 
-def _write(file: Path, texts: list[str]) -> Path:
+
+class _EngineAlone:
+    """What the engine does without a server, measured before and after each way: a machine's pace drifts."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts[:: max(1, len(texts) // _CEILING_TEXTS)]
+        self._engine = BareEngine(streams=2)
+        self._engine.sorted_batches_per_s(self._texts)  # compiles the shapes
+        self._per_s = 0.0
+
+    def measure(self) -> None:
+        """Take the pace before a way."""
+        self._per_s = self._engine.sorted_batches_per_s(self._texts)
+
+    def share(self, per_s: float) -> tuple[float, float]:
+        """Return the mean of the pace before a way and the one now, and which share of it `per_s` is."""
+        mean = (self._per_s + self._engine.sorted_batches_per_s(self._texts)) / 2
+        return mean, per_s / mean
+
+
+def _write(file: Path, texts: Iterable[str]) -> Path:
     with file.open("w", encoding="utf-8") as lines:
         for number, text in enumerate(texts):
             lines.write(json.dumps({"id": number, "text": text}, ensure_ascii=False) + "\n")
@@ -172,7 +205,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def _peak_mib(processes: Callable[[], list[psutil.Process]]) -> Iterator[dict[str, float]]:
-    """Yield what will hold the resident memory of all `processes`: after a minute of work, and at most."""
+    """Yield what will hold the resident memory of all `processes`: after a while, and at most."""
     mib: dict[str, float] = {}
     stop = Event()
 
@@ -183,8 +216,8 @@ def _peak_mib(processes: Callable[[], list[psutil.Process]]) -> Iterator[dict[st
                 held = sum(process.memory_info().rss for process in processes()) / 2**20
             except psutil.NoSuchProcess:  # it has ended meanwhile
                 continue
-            if time.monotonic() - started > 60:
-                mib.setdefault("after a minute", held)
+            if time.monotonic() - started > _SETTLED_S:
+                mib.setdefault(f"after {_SETTLED_S:.0f} s", held)
             mib["peak"] = max(held, mib.get("peak", 0.0))
 
     thread = Thread(target=watch)
@@ -196,9 +229,13 @@ def _peak_mib(processes: Callable[[], list[psutil.Process]]) -> Iterator[dict[st
         thread.join()
 
 
-def _print(name: str, per_s: float, ceiling: float, mib: dict[str, float]) -> None:
-    held = ", ".join(f"{when} {value:.0f}" for when, value in mib.items())
-    print(f"{name}: {per_s:.0f} texts/s, {per_s / ceiling:.3f} of the engine alone; MiB: {held}", flush=True)
+def _print(name: str, per_s: float, engine: _EngineAlone, mib: dict[str, float]) -> None:
+    alone, share = engine.share(per_s)
+    print(f"{name}: {per_s:.0f} texts/s, {share:.3f} of the engine alone ({alone:.0f}); {_held(mib)}", flush=True)
+
+
+def _held(mib: dict[str, float]) -> str:
+    return "MiB: " + ", ".join(f"{when} {value:.0f}" for when, value in mib.items())
 
 
 def _compare(streamed: Path, scored: Path, count: int) -> None:

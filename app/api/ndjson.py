@@ -17,15 +17,19 @@ _NAMES: Final = frozenset({NDJSON, "application/ndjson", "application/jsonl", "a
 _GZIP: Final = frozenset({"gzip", "x-gzip"})
 
 
+def media_type_of(request: Request) -> str:
+    """Return what the body is said to be, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def is_packed(request: Request) -> bool:
     """Return whether the body is gzipped.
 
     Raises:
         NotNdjson: it is something that cannot be read.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if media_type not in _NAMES or coding not in {*_GZIP, "identity"}:
+    if media_type_of(request) not in _NAMES or coding not in {*_GZIP, "identity"}:
         raise NotNdjson(f"Send lines of JSON as Content-Type: {NDJSON}, plain or with Content-Encoding: gzip.")
     return coding in _GZIP
 

@@ -168,6 +168,14 @@ class StreamAnswer(BaseModel):
     error: ItemProblem | None = None
 
 
+class BatchSource(_Request):
+    """Where the lines of a batch job are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = Field(max_length=4_096, examples=["https://reviews.s3.amazonaws.com/new/2026-11-22.jsonl.gz"])
+
+
 class BatchJob(BaseModel):
     """A batch job, without its lines."""
 

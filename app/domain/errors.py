@@ -57,6 +57,14 @@ class TooManyJobs(ServiceError):
     """The caller has as many jobs as are kept for one. The message is for the client."""
 
 
+class SourceRefused(ServiceError):
+    """Nothing is fetched from where a job says its lines are. The message is for the client."""
+
+
+class SourceUnreadable(ServiceError):
+    """A job's lines could not be fetched. The message is for the client."""
+
+
 class JobTooLarge(ServiceError):
     """A job has more lines or bytes than the service takes. The message is for the client."""
 

@@ -17,7 +17,7 @@ from app.jobs.job import Chunk, Claim, ClaimLost
 if TYPE_CHECKING:
     from app.jobs.store import JobStore
 
-_SLICE_S: Final = 10.0  # for which a job is worked on before it is another's turn
+_SLICE_S: Final = 10.0  # for which a job is worked on before it is another's turn, if another waits
 _BEAT_S: Final = 3.0  # a third of a lease
 _LOOK_S: Final = 1.0  # how often to look for jobs that came elsewhere, or are due again
 _SWEEP_S: Final = 10.0
@@ -124,13 +124,18 @@ class JobRunner:
 
     async def _through(self, claim: Claim, stopping: asyncio.Event) -> float:
         """Answer chunk after chunk; return in how many seconds the job is due again."""
-        until = asyncio.get_running_loop().time() + _SLICE_S
+        time = asyncio.get_running_loop().time
+        until = time() + _SLICE_S
         room = asyncio.Semaphore(self._width)
         async with asyncio.TaskGroup() as tasks, aclosing(self._store.unanswered(claim)) as chunks:
             async for chunk in chunks:
                 await room.acquire()
-                if stopping.is_set() or asyncio.get_running_loop().time() > until:
+                if stopping.is_set():
                     break
+                if time() > until:
+                    if await self._store.any_due():
+                        break
+                    until = time() + _SLICE_S
                 if wait_s := await self._charge(claim.caller, chunk.lines):
                     return wait_s
                 tasks.create_task(self._answer_chunk(claim, chunk, room))

@@ -64,6 +64,7 @@ _jobs = Table(
     _metadata,
     Column("id", String(64), primary_key=True),  # sorts by time
     Column("caller", String(128), nullable=False),
+    Column("request_key", String(128)),  # by which the caller knows the request that made it
     Column("cache_use", String(16), nullable=False),
     Column("state", String(16), nullable=False),
     Column("lines", Integer, nullable=False, default=0),
@@ -90,6 +91,7 @@ _chunks = Table(
 )
 _INDEXES: Final = (
     Index("sentiment_jobs_of_caller", _jobs.c.caller, _jobs.c.id),
+    Index("sentiment_jobs_of_request", _jobs.c.caller, _jobs.c.request_key, unique=True),
     Index("sentiment_jobs_due", _jobs.c.state, _jobs.c.due_at),
 )
 _SEEN: Final = [getattr(_jobs.c, name) for name in Job.__slots__]
@@ -110,8 +112,17 @@ class JobStore:
 
     # For those who have jobs
 
-    async def create(self, caller: str, cache_use: str) -> str:
+    async def made_by(self, caller: str, request_key: str) -> Job | None:
+        """Return the job that a request of `caller` made under `request_key`, if there is one."""
+        query = select(*_SEEN).where(_jobs.c.request_key == request_key, self._visible(caller))
+        async with self._transaction() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return _job(row) if row is not None else None
+
+    async def create(self, caller: str, cache_use: str, request_key: str | None = None) -> str:
         """Return the id of a new job, whose chunks are to be appended.
+
+        An upload under the same `request_key` that has not ended is given up: its caller has begun anew.
 
         Raises:
             TooManyJobs: the caller has as many as it may have.
@@ -122,6 +133,7 @@ class JobStore:
         values = {
             "id": job,
             "caller": caller,
+            "request_key": request_key,
             "cache_use": cache_use,
             "state": State.UPLOADING,
             "created_at": now,
@@ -133,7 +145,10 @@ class JobStore:
             func.count().filter(_jobs.c.state.in_(_OPEN)),
             func.coalesce(func.sum(_jobs.c.stored_bytes), 0),
         ).where(_jobs.c.expires_at > now)
+        gone = or_(_jobs.c.state == State.UPLOADING, _jobs.c.expires_at <= now)
         async with self._transaction() as connection:
+            if request_key is not None:
+                await self._delete(connection, and_(_jobs.c.caller == caller, _jobs.c.request_key == request_key, gone))
             await connection.execute(insert(_jobs).values(values))  # first: in SQLite it keeps others from doing so
             of_caller, opened, stored = (await connection.execute(counts)).one()
             if of_caller > limits.max_of_caller:
@@ -249,12 +264,7 @@ class JobStore:
         """Return the right to work on the job that has waited for longest, if there is one."""
         while True:
             now = self._clock()
-            free = and_(
-                _jobs.c.state.in_(_WAITING),
-                _jobs.c.due_at <= now,
-                _jobs.c.expires_at > now,
-                or_(_jobs.c.token.is_(None), _jobs.c.leased_until < now),
-            )
+            free = self._free(now)
             columns = (_jobs.c.id, _jobs.c.caller, _jobs.c.cache_use, _jobs.c.attempts)
             async with self._transaction() as connection:
                 query = select(*columns).where(free).order_by(_jobs.c.due_at).limit(1)
@@ -277,6 +287,13 @@ class JobStore:
                     await self._forget_unanswered(connection, claim.job)
             if changed.rowcount and not given_up:
                 return claim
+
+    async def any_due(self) -> bool:
+        """Return whether a job waits that nobody works on."""
+        async with self._transaction() as connection:
+            return (
+                await connection.execute(select(_jobs.c.id).where(self._free(self._clock())).limit(1))
+            ).first() is not None
 
     async def renew(self, claim: Claim) -> None:
         """Keep the claim for another while.
@@ -350,6 +367,15 @@ class JobStore:
                 yield connection
         except (SQLAlchemyError, OSError) as error:  # asyncpg's own way to say that nobody is there
             raise JobsUnavailable(f"the database of jobs: {type(error).__name__}") from error
+
+    @staticmethod
+    def _free(now: float) -> ColumnElement[bool]:
+        return and_(
+            _jobs.c.state.in_(_WAITING),
+            _jobs.c.due_at <= now,
+            _jobs.c.expires_at > now,
+            or_(_jobs.c.token.is_(None), _jobs.c.leased_until < now),
+        )
 
     def _visible(self, caller: str) -> ColumnElement[bool]:
         return and_(_jobs.c.caller == caller, _jobs.c.state != State.UPLOADING, _jobs.c.expires_at > self._clock())

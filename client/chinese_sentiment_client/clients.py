@@ -1,70 +1,28 @@
-"""The clients. What they share knows no socket; each adds how to send and how to wait."""
+"""The clients."""
 
-import asyncio
-import json
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import count
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import httpx
 
-from chinese_sentiment_client.errors import Problem, SentimentError, UnexpectedAnswer, Unreachable
-from chinese_sentiment_client.results import Answer, Model, TextError
+from chinese_sentiment_client.batches import AsyncBatches, Batches
+from chinese_sentiment_client.errors import UnexpectedAnswer
+from chinese_sentiment_client.exchange import AsyncExchange, Exchange, encode
+from chinese_sentiment_client.results import Answer, Model, TextError, unexpected
 from chinese_sentiment_client.retries import Retries
 
 _ONE: Final = "/v1/sentiment"
 _MANY: Final = "/v1/sentiment/batch"
+_JSON: Final = {"Content-Type": "application/json"}
 _CHUNK: Final = 256  # texts of one request
 _CHUNK_BYTES: Final = 1_000_000  # and their bytes; the service takes four million unless set otherwise
-_GRACE_S: Final = 2.0  # for the service to tell that the time is up
-_BUSY: Final = frozenset({429, 502, 503})
-# To classify a text twice does no harm, so a request may be sent again though it may have arrived. An answer that did
-# not come in time is not asked for again: the time is up.
-_PASSING: Final = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 
 
-class _Client:
-    def __init__(self, address: str, api_key: str | None, timeout_s: float, retries: Retries) -> None:
-        self._address = address.rstrip("/")
-        self._headers = {
-            "Content-Type": "application/json",
-            "X-Request-Timeout-Ms": str(max(1, round(timeout_s * 1e3))),
-        }
-        if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._timeout_s = timeout_s + _GRACE_S
-        self._retries = retries
-
-    def _request(self, path: str, body: dict[str, object]) -> dict[str, Any]:
-        """Return what httpx is to send."""
-        return {
-            "url": self._address + path,
-            "content": _encode(body),
-            "headers": self._headers,
-            "timeout": self._timeout_s,
-        }
-
-    def _pause_s(self, attempt: int, failure: httpx.Response | httpx.RequestError) -> float:
-        """Return how long to wait before the next attempt, or raise what `failure` means."""
-        error: SentimentError
-        if isinstance(failure, httpx.Response):
-            error = problem = Problem.of(failure)
-            passing, retry_after_s = problem.status in _BUSY, problem.retry_after_s
-        else:
-            error = Unreachable(f"{self._address}: {str(failure) or type(failure).__name__}")
-            passing, retry_after_s = isinstance(failure, _PASSING), None
-        pause_s = self._retries.pause_s(attempt, retry_after_s) if passing else None
-        if pause_s is None:
-            raise error from (failure if isinstance(failure, Exception) else None)
-        return pause_s
-
-
-class SentimentClient(_Client):
+class SentimentClient:
     """Asks the service at `address`. May be used by several threads.
 
-    An answer may take `timeout_s` for each request. `http` is for proxies, certificates or transports of your own; it
-    stays yours to close.
+    An answer may take `timeout_s` for each request. `batches` are jobs that outlive connections. `http` is for proxies,
+    certificates or transports of your own; it stays yours to close.
     """
 
     def __init__(
@@ -76,9 +34,8 @@ class SentimentClient(_Client):
         retries: Retries = Retries(),  # noqa: B008 (frozen)
         http: httpx.Client | None = None,
     ) -> None:
-        super().__init__(address, api_key, timeout_s, retries)
-        self._http = http or httpx.Client()
-        self._owns_http = http is None
+        self._exchange = Exchange(address, api_key, timeout_s, retries, http)
+        self.batches = Batches(self._exchange)
 
     def __enter__(self) -> Self:
         return self
@@ -88,8 +45,7 @@ class SentimentClient(_Client):
 
     def close(self) -> None:
         """Close the connections."""
-        if self._owns_http:
-            self._http.close()
+        self._exchange.close()
 
     def classify(self, text: str) -> Answer:
         """Return what `text` expresses.
@@ -98,7 +54,7 @@ class SentimentClient(_Client):
             Problem: the service refuses the text, or cannot answer.
             Unreachable: no answer came.
         """
-        return _read_one(self._post(_ONE, {"text": text}))
+        return _read_one(self._exchange.send("POST", _ONE, _JSON, encode({"text": text})))
 
     def classify_many(self, texts: Iterable[str], *, chunk: int = _CHUNK) -> Iterator[Answer | TextError]:
         """Yield, in order, what each of `texts` expresses, or why that text has no answer.
@@ -110,24 +66,11 @@ class SentimentClient(_Client):
             Unreachable: no answer came.
         """
         for part in _chunks(texts, chunk):
-            yield from _read_many(self._post(_MANY, {"texts": part}), len(part))
-
-    def _post(self, path: str, body: dict[str, object]) -> httpx.Response:
-        request = self._request(path, body)
-        for attempt in count(1):
-            try:
-                response = self._http.post(**request)
-            except httpx.RequestError as error:
-                pause_s = self._pause_s(attempt, error)
-            else:
-                if response.is_success:
-                    return response
-                pause_s = self._pause_s(attempt, response)
-            time.sleep(pause_s)
-        raise AssertionError  # the last attempt returns or raises
+            response = self._exchange.send("POST", _MANY, _JSON, encode({"texts": part}))
+            yield from _read_many(response, len(part))
 
 
-class AsyncSentimentClient(_Client):
+class AsyncSentimentClient:
     """The same for asyncio."""
 
     def __init__(
@@ -139,9 +82,8 @@ class AsyncSentimentClient(_Client):
         retries: Retries = Retries(),  # noqa: B008 (frozen)
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        super().__init__(address, api_key, timeout_s, retries)
-        self._http = http or httpx.AsyncClient()
-        self._owns_http = http is None
+        self._exchange = AsyncExchange(address, api_key, timeout_s, retries, http)
+        self.batches = AsyncBatches(self._exchange)
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,8 +93,7 @@ class AsyncSentimentClient(_Client):
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._owns_http:
-            await self._http.aclose()
+        await self._exchange.aclose()
 
     async def classify(self, text: str) -> Answer:
         """Return what `text` expresses.
@@ -161,7 +102,7 @@ class AsyncSentimentClient(_Client):
             Problem: the service refuses the text, or cannot answer.
             Unreachable: no answer came.
         """
-        return _read_one(await self._post(_ONE, {"text": text}))
+        return _read_one(await self._exchange.send("POST", _ONE, _JSON, encode({"text": text})))
 
     async def classify_many(self, texts: Iterable[str], *, chunk: int = _CHUNK) -> AsyncIterator[Answer | TextError]:
         """Yield, in order, what each of `texts` expresses, or why that text has no answer.
@@ -173,29 +114,9 @@ class AsyncSentimentClient(_Client):
             Unreachable: no answer came.
         """
         for part in _chunks(texts, chunk):
-            for result in _read_many(await self._post(_MANY, {"texts": part}), len(part)):
+            response = await self._exchange.send("POST", _MANY, _JSON, encode({"texts": part}))
+            for result in _read_many(response, len(part)):
                 yield result
-
-    async def _post(self, path: str, body: dict[str, object]) -> httpx.Response:
-        request = self._request(path, body)
-        for attempt in count(1):
-            try:
-                response = await self._http.post(**request)
-            except httpx.RequestError as error:
-                pause_s = self._pause_s(attempt, error)
-            else:
-                if response.is_success:
-                    return response
-                pause_s = self._pause_s(attempt, response)
-            await asyncio.sleep(pause_s)
-        raise AssertionError  # the last attempt returns or raises
-
-
-def _encode(body: dict[str, object]) -> bytes:
-    try:
-        return json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair: the service tells in which text
-        return json.dumps(body).encode()
 
 
 def _chunks(texts: Iterable[str], most: int) -> Iterator[list[str]]:
@@ -218,7 +139,7 @@ def _read_one(response: httpx.Response) -> Answer:
         found = response.json()
         return Answer.of(found, Model.of(found["model"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise _unexpected(response, error) from None
+        raise unexpected(response.url, error) from None
 
 
 def _read_many(response: httpx.Response, count: int) -> list[Answer | TextError]:
@@ -230,11 +151,7 @@ def _read_many(response: httpx.Response, count: int) -> list[Answer | TextError]
             for result in found["results"]
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise _unexpected(response, error) from None
+        raise unexpected(response.url, error) from None
     if len(results) != count:
         raise UnexpectedAnswer(f"{count} texts were sent, {len(results)} results came from {response.url}")
     return results
-
-
-def _unexpected(response: httpx.Response, error: Exception) -> UnexpectedAnswer:
-    return UnexpectedAnswer(f"what {response.url} answered is not an answer ({type(error).__name__})")

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
+
+import httpx
+
+from chinese_sentiment_client.errors import UnexpectedAnswer
+
+_ENDED: Final = frozenset({"completed", "cancelled", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +74,47 @@ class TextError:
     def of(cls, found: Mapping[str, Any]) -> "TextError":
         """Return the error in the JSON of one text."""
         return cls(found["type"], found["title"], found["detail"])
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A batch job."""
+
+    id: str
+    state: str  # queued, running, completed, cancelled or failed
+    lines: int
+    done: int  # of the lines
+    errors: int  # of those that are done
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime  # it is deleted then, if nothing happens to it before
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in _ENDED
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> "Job":
+        """Return the job in the JSON of one."""
+        return cls(
+            id=found["id"],
+            state=found["state"],
+            lines=found["lines"],
+            done=found["done"],
+            errors=found["errors"],
+            created_at=datetime.fromisoformat(found["created_at"]),
+            started_at=_moment(found["started_at"]),
+            ended_at=_moment(found["ended_at"]),
+            expires_at=datetime.fromisoformat(found["expires_at"]),
+        )
+
+
+def _moment(said: str | None) -> datetime | None:
+    return datetime.fromisoformat(said) if said is not None else None
+
+
+def unexpected(url: httpx.URL | str, error: Exception) -> UnexpectedAnswer:
+    """Return what to raise when what answered at `url` cannot be read."""
+    return UnexpectedAnswer(f"what {url} answered is not an answer ({type(error).__name__})")

@@ -1,5 +1,6 @@
 """A real HTTP server that answers as it was told to."""
 
+import gzip
 import json
 import socket
 import struct
@@ -24,11 +25,12 @@ ANSWER: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer; without a body the connection is reset."""
+    """An answer; without a body the connection is reset, and a `cut` one ends before it should."""
 
     status: int = 200
     body: bytes | None = json.dumps(ANSWER).encode()
     headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Scripted:
 
     address: str
     replies: list[Reply]
-    asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+    asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)  # path, headers, and JSON or its lines
 
 
 @contextmanager
@@ -49,8 +51,12 @@ def scripted(*replies: Reply) -> Iterator[Scripted]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            content = self.rfile.read(int(self.headers["Content-Length"]))
-            script.asked.append((self.path, dict(self.headers), json.loads(content)))
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body: Any = [json.loads(line) for line in gzip.decompress(content).splitlines()]
+            else:
+                body = json.loads(content) if content else None
+            script.asked.append((f"{self.command} {self.path}", dict(self.headers), body))
             reply = script.replies.pop(0)
             if reply.body is None:
                 self.close_connection = True
@@ -59,10 +65,13 @@ def scripted(*replies: Reply) -> Iterator[Scripted]:
                 self.connection.close()
                 return
             self.send_response(reply.status)
-            for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
+            for name, value in {"Content-Length": str(len(reply.body) + reply.cut), **reply.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(reply.body)
+            self.close_connection = reply.cut
+
+        do_GET = do_DELETE = do_POST  # noqa: N815 (what the base class calls)
 
         def log_message(self, *_: object) -> None:
             pass

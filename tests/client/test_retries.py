@@ -142,7 +142,7 @@ def test_a_request_carries_the_key_and_the_deadline(ask: _Ask) -> None:
     with scripted(_OK) as server:
         ask(f"{server.address}/", ["好"], api_key="secret", timeout_s=1.5)
     path, headers, _ = server.asked[0]
-    assert path == "/v1/sentiment"
+    assert path == "POST /v1/sentiment"
     assert headers["Authorization"] == "Bearer secret"
     assert headers["X-Request-Timeout-Ms"] == "1500"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.errors import JobsFull, StartupError, TooManyJobs, UnknownJob
+from app.domain.errors import JobsFull, JobsUnavailable, StartupError, TooManyJobs, UnknownJob
 from app.jobs.job import Chunk, Claim, ClaimLost, Job, JobLimits, State
 from app.jobs.store import LEASE_S, JobStore, open_store
 from tests.postgres_server import find_postgres, running_postgres
@@ -306,6 +306,48 @@ async def test_an_upload_that_nobody_goes_on_with_is_given_up(store: JobStore, d
     assert await store.sweep() == 1
     with pytest.raises(UnknownJob):
         await store.submit("key:shop", job)
+
+
+async def test_a_request_that_is_repeated_finds_the_job_it_made(store: JobStore, database: Database) -> None:
+    assert await store.made_by("key:shop", "order 7") is None
+    job = await store.submit("key:shop", await store.create("key:shop", "full", "order 7"))
+    assert await store.made_by("key:shop", "order 7") == job
+    assert await store.made_by("key:shop", "order 8") is None
+    assert await store.made_by("key:bank", "order 7") is None
+    assert (await store.submit("key:bank", await store.create("key:bank", "full", "order 7"))).id != job.id
+
+    database.clock.now += 200  # they have expired, and nobody has swept yet
+    assert await store.made_by("key:shop", "order 7") is None
+    assert (await store.submit("key:shop", await store.create("key:shop", "full", "order 7"))).id != job.id
+
+
+async def test_an_upload_that_is_begun_anew_ends_the_one_before(store: JobStore) -> None:
+    first = await store.create("key:shop", "full", "order 7")
+    await store.append(first, 0, 1, b"a line")
+    assert await store.made_by("key:shop", "order 7") is None
+    second = await store.create("key:shop", "full", "order 7")
+    with pytest.raises(UnknownJob):
+        await store.append(first, 1, 1, b"another")
+    await store.append(second, 0, 1, b"a line")
+    assert (await store.submit("key:shop", second)).lines == 1
+    assert len(await store.newest("key:shop", before=None, count=10)) == 1
+
+
+async def test_of_uploads_under_one_key_no_more_than_one_becomes_a_job(database: Database) -> None:
+    stores = [await database.open() for _ in range(4)]
+
+    async def upload(store: JobStore) -> str | None:
+        try:
+            job = await store.create("key:shop", "full", "order 7")
+            await store.append(job, 0, 1, b"a line")
+            return (await store.submit("key:shop", job)).id
+        except (UnknownJob, JobsUnavailable):  # it was begun anew, or made meanwhile
+            return None
+
+    made = [job for job in await asyncio.gather(*map(upload, stores)) if job is not None]
+    found = await stores[0].newest("key:shop", before=None, count=10)
+    assert [job.id for job in found] == made
+    assert len(made) == 1
 
 
 async def test_lists_go_from_the_newest_to_the_oldest_page_by_page(store: JobStore, database: Database) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,14 @@ from tests.tiny_bundle import POISON
 def visited(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[RunningServer]:
     """A server that has met every kind of request."""
     with running_redis(tmp_path_factory.mktemp("redis")) as redis:
-        settings = {"MODEL__PATH": str(tiny_bundle), "MODEL__PROVIDER": "cpu", "CACHE__REDIS_URL": redis.url}
-        with running_server(tmp_path_factory.mktemp("server"), **settings) as server:
+        directory = tmp_path_factory.mktemp("server")
+        settings = {
+            "MODEL__PATH": str(tiny_bundle),
+            "MODEL__PROVIDER": "cpu",
+            "CACHE__REDIS_URL": redis.url,
+            "JOBS__URL": f"sqlite:///{directory / 'jobs.db'}",
+        }
+        with running_server(directory, **settings) as server:
             visit(server)
             yield server
 
@@ -28,6 +35,8 @@ def visit(server: RunningServer) -> None:
         for text in texts:
             client.post("/v1/sentiment", json={"text": text})
         client.post("/v1/sentiment/batch", json={"texts": texts})
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        client.post("/v1/batches", content=lines, headers={"Content-Type": "application/x-ndjson"}).raise_for_status()
         client.get("/health/ready")
         client.get("/nothing")
 

@@ -224,6 +224,34 @@ async def test_a_client_that_leaves_before_the_end_leaves_no_job(tiny_bundle: Pa
             await _begin(client, _lines(1))
 
 
+async def test_a_request_that_is_repeated_is_answered_with_the_job_it_made(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with _keys(tiny_bundle, tmp_path) as (client, callers):
+        shop, bank = callers["shop"], callers["bank"]
+        job = await _begin(client, _lines(3), **shop, **{"Idempotency-Key": "order-7"})
+        await _ended(client, job, **shop)
+        again = await _begin(client, b"\xff", **shop, **{"Idempotency-Key": "order-7"})
+        assert (again["id"], again["state"], again["done"]) == (job["id"], "completed", 3)
+        for headers in ({**shop, "Idempotency-Key": "order-8"}, {**bank, "Idempotency-Key": "order-7"}, shop):
+            assert (await _begin(client, _lines(3), **headers))["id"] != job["id"]
+
+        await client.delete(f"{_PATH}/{job['id']}", headers=shop)
+        assert (await _begin(client, _lines(2), **shop, **{"Idempotency-Key": "order-7"}))["lines"] == 2
+
+
+async def test_an_upload_that_failed_may_be_sent_again_under_its_key(client: httpx.AsyncClient) -> None:
+    key = {"Idempotency-Key": "order-9"}
+    response = await client.post(_PATH, content=_lines(_MAX_LINES + 1), headers={**_NDJSON, **key})
+    assert_problem(response, 413, "job-too-large")
+    assert (await _begin(client, _lines(2), **key))["lines"] == 2
+
+
+@pytest.mark.parametrize("key", ["", "a key", "k" * 129, "sch\u00fcssel"])
+async def test_a_key_that_is_none_is_refused(client: httpx.AsyncClient, key: str) -> None:
+    headers = httpx.Headers({**_NDJSON, "Idempotency-Key": key}, encoding="latin-1")
+    response = await client.post(_PATH, content=_lines(1), headers=headers)
+    assert_problem(response, 422, "invalid-request")
+
+
 async def test_jobs_of_a_caller_and_of_all_are_bounded(tiny_bundle: Path, tmp_path: Path) -> None:
     async with _empty_client(tiny_bundle, tmp_path, max_of_caller=2) as client:
         first = await _begin(client, b"")

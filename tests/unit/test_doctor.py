@@ -120,6 +120,30 @@ def test_a_redis_that_does_not_answer_is_found_and_no_password_told(
     assert "wrong" not in finding.render()
 
 
+def test_a_database_of_jobs_that_answers_is_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SENTIMENT_JOBS__URL", f"sqlite:///{tmp_path / 'jobs.db'}")
+    assert _findings()["jobs"] == Finding("jobs", "0 in the database, 0 of 4096 MiB")
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/jobs.db", "postgresql://u:secret@127.0.0.1:1/n", "mysql://h/n"])
+def test_a_database_of_jobs_that_cannot_be_used_is_found_and_no_password_told(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("SENTIMENT_JOBS__URL", url)
+    finding = _findings()["jobs"]
+    assert finding.fix is not None
+    assert "secret" not in finding.render()
+
+
+def test_a_database_of_jobs_that_keeps_silent_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.doctor._PATIENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("SENTIMENT_JOBS__URL", f"postgresql://u:secret@127.0.0.1:{silent.getsockname()[1]}/n")
+        finding = _findings()["jobs"]
+    assert finding.detail == "the database does not answer within 0.2 s"
+    assert finding.fix is not None
+
+
 def test_an_address_of_redis_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENTIMENT_CACHE__REDIS_URL", "http://:secret@cache")
     finding = _findings()["redis"]

@@ -60,6 +60,7 @@ def test_every_known_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "SENTIMENT_MODEL__ENGINE_CACHE",
         "SENTIMENT_CACHE__REDIS_URL",
         "SENTIMENT_JOBS__URL",
+        "SENTIMENT_JOBS__SOURCES",
     }
     with pytest.raises(StartupError) as refusal:
         load_settings()

@@ -1,24 +1,30 @@
 """Batch jobs: for callers who cannot hold a connection while many texts are classified."""
 
-from typing import Annotated, Final, cast
+from typing import Annotated, Any, Final, cast
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.admission import caller_of
 from app.api.dependencies import ServicesDependency
-from app.api.jobs import results, upload
+from app.api.jobs import results
 from app.api.middleware import STREAM_IDLE_S
 from app.api.ndjson import NDJSON, Packer
 from app.api.problems import problem_docs
 from app.api.routes.sentiment import CACHE_CONTROL
 from app.api.routes.stream import ANSWER_LINES, BODY
-from app.api.schemas import BatchJob, BatchJobs
+from app.api.schemas import BatchJob, BatchJobs, BatchSource
+from app.api.uploads import upload
 from app.domain.errors import JobsOff
 from app.services import Jobs
 
 PATH: Final = "/v1/batches"
 _ID: Final = "^[0-9a-f]{1,64}$"
+_BODY: Final[dict[str, Any]] = {
+    **BODY,
+    "description": f"{BODY['description']}; or where they are, if the service may fetch them from there",
+    "content": {**BODY["content"], "application/json": {"schema": BatchSource.model_json_schema()}},
+}
 
 router = APIRouter(prefix=PATH, tags=["batch jobs"])
 
@@ -49,16 +55,29 @@ _Id = Annotated[str, Path(description="The job's id", pattern=_ID)]
             "description": "All lines are kept, and wait for their answers",
             "headers": {"Location": {"description": "Where the job is", "schema": {"type": "string"}}},
         },
-        **problem_docs(400, 401, 403, 404, 408, 409, 413, 415, 431, 500, 503),
+        **problem_docs(400, 401, 403, 404, 408, 409, 413, 415, 422, 431, 500, 502, 503),
     },
-    openapi_extra={**CACHE_CONTROL, "requestBody": BODY},
+    openapi_extra={**CACHE_CONTROL, "requestBody": _BODY},
 )
-async def begin(request: Request, services: ServicesDependency, jobs: _JobsDependency, response: Response) -> BatchJob:
+async def begin(
+    request: Request,
+    services: ServicesDependency,
+    jobs: _JobsDependency,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="A name of the caller's own for this job. A request that repeats it is answered with the job "
+            "that there is, so one whose answer was lost can be sent again.",
+            pattern="^[!-~]{1,128}$",
+        ),
+    ] = None,
+) -> BatchJob:
     """Keep lines of JSON, as streams take them, and answer them as bulk work, also after a restart.
 
     The job belongs to the key that it was made with, or else to the address.
     """
-    job = await upload(request, services, jobs)
+    job = await upload(request, services, jobs, idempotency_key)
     response.headers["Location"] = f"{PATH}/{job.id}"
     return BatchJob.of(job)
 
