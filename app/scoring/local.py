@@ -14,6 +14,9 @@ from app.settings import Settings
 from app.wiring import open_services
 
 _IN_WORK: Final = 16  # chunks: the model finds texts of equal length among them, and never runs dry
+_BATCH_TOKENS: Final = (
+    2_048  # unless it is set: nobody waits for a text, and the model idles less between large batches
+)
 _SWITCH_INTERVAL_S: Final = 0.0005  # a model's thread that has its batch waits for the event loop no longer
 
 
@@ -60,6 +63,9 @@ async def local_scorer(settings: Settings) -> AsyncIterator[LocalScorer]:
         StartupError: it cannot be served.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    if "max_tokens" not in settings.batching.model_fields_set:
+        batching = settings.batching.model_copy(update={"max_tokens": _BATCH_TOKENS})
+        settings = settings.model_copy(update={"batching": batching})
     async with open_services(settings) as services:
         yield LocalScorer(services)
 

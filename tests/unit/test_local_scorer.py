@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,11 @@ import pytest
 from app.inference.batcher import BatchPolicy
 from app.inference.shedding import Shedder
 from app.rollout import Rollout
-from app.scoring.local import LocalScorer
+from app.scoring.local import LocalScorer, local_scorer
 from app.services import Services
+from app.settings import Settings, load_settings
 from app.telemetry.prometheus import Metrics
+from app.wiring import open_services
 from tests.http.served import STREAM, GatedModel
 from tests.served_model import serving_model
 
@@ -85,3 +87,23 @@ async def test_leaving_withdraws_what_waits(tiny_bundle: Path) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await first
         assert services.models.active.batcher.waiting_items == 0
+
+
+@pytest.mark.parametrize(("variable", "max_tokens"), [(None, 2_048), ("1024", 1_024)])
+async def test_runs_are_larger_than_a_services_unless_it_is_set(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, max_tokens: int
+) -> None:
+    opened = []
+
+    def watched(settings: Settings) -> AbstractAsyncContextManager[Services]:
+        opened.append(settings.batching.max_tokens)
+        return open_services(settings)
+
+    monkeypatch.setattr("app.scoring.local.open_services", watched)
+    monkeypatch.setenv("SENTIMENT_MODEL__PATH", str(tiny_bundle))
+    monkeypatch.setenv("SENTIMENT_MODEL__PROVIDER", "cpu")
+    if variable is not None:
+        monkeypatch.setenv("SENTIMENT_BATCHING__MAX_TOKENS", variable)
+    async with local_scorer(load_settings()) as scorer:
+        assert scorer.model == "tiny/0.0.1"
+    assert opened == [max_tokens]
