@@ -61,7 +61,7 @@ class Batches:
         return job
 
     def results(self, id: str) -> Iterator[Answer | TextError]:  # noqa: A002
-        """Yield what each text expresses, or why it has no answer, in order: of a job that has not ended, so far."""
+        """Yield what each text expresses, or why it has no answer, in order; before the end of a job there are gaps."""
         return self._exchange.lines(f"{_PATH}/{id}/results", _read_line)
 
     def cancel(self, id: str) -> Job:  # noqa: A002
@@ -118,7 +118,7 @@ class AsyncBatches:
         return job
 
     def results(self, id: str) -> AsyncIterator[Answer | TextError]:  # noqa: A002
-        """Yield what each text expresses, or why it has no answer, in order: of a job that has not ended, so far."""
+        """Yield what each text expresses, or why it has no answer, in order; before the end of a job there are gaps."""
         return self._exchange.lines(f"{_PATH}/{id}/results", _read_line)
 
     async def cancel(self, id: str) -> Job:  # noqa: A002
@@ -169,14 +169,15 @@ def _read_page(response: httpx.Response) -> tuple[list[Job], str | None]:
     return jobs, None if after is None else f"{_PATH}?after={after}"
 
 
-def _read_line(line: str) -> Answer | TextError:
+def _read_line(line: str) -> tuple[int, Answer | TextError]:
+    """Return the number of a line and its result."""
     try:
         found: dict[str, Any] = json.loads(line)
         if "error" in found and "line" not in found:  # it concerns all that was to come
             raise Problem(status=_AWAY, **{name: found["error"][name] for name in ("type", "title", "detail")})
         if "error" in found:
-            return TextError.of(found["error"])
-        return Answer.of(found["sentiment"], Model.of(found["sentiment"]["model"]))
+            return found["line"], TextError.of(found["error"])
+        return found["line"], Answer.of(found["sentiment"], Model.of(found["sentiment"]["model"]))
     except (ValueError, KeyError, TypeError) as error:
         raise unexpected(_PATH, error) from None
 

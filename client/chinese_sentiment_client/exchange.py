@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from itertools import count, islice
+from itertools import count
 from typing import IO, Any, Final, TypeAlias, TypeVar
 
 import httpx
@@ -95,8 +95,8 @@ class Exchange(_Exchange):
             time.sleep(pause_s)
         raise AssertionError  # the last attempt returns or raises
 
-    def lines(self, path: str, read: Callable[[str], _Read]) -> Iterator[_Read]:
-        """Yield what `read` makes of each line of an answer that says the same however often it is asked for.
+    def lines(self, path: str, read: Callable[[str], tuple[int, _Read]]) -> Iterator[_Read]:
+        """Yield what `read` makes of each line of an answer; its number says where to go on if the answer breaks off.
 
         Raises:
             Problem: the service refuses, or cannot answer.
@@ -110,9 +110,11 @@ class Exchange(_Exchange):
             try:
                 with self._http.stream(**request) as response:
                     if response.is_success:
-                        for line in islice(response.iter_lines(), done, None):
-                            yield read(line)
-                            done, attempt = done + 1, 1
+                        for line in response.iter_lines():
+                            number, result = read(line)
+                            if number > done:
+                                yield result
+                                done, attempt = number, 1
                         return
                     response.read()
                     failure = response
@@ -160,8 +162,8 @@ class AsyncExchange(_Exchange):
             await asyncio.sleep(pause_s)
         raise AssertionError  # the last attempt returns or raises
 
-    async def lines(self, path: str, read: Callable[[str], _Read]) -> AsyncIterator[_Read]:
-        """Yield what `read` makes of each line of an answer that says the same however often it is asked for.
+    async def lines(self, path: str, read: Callable[[str], tuple[int, _Read]]) -> AsyncIterator[_Read]:
+        """Yield what `read` makes of each line of an answer; its number says where to go on if the answer breaks off.
 
         Raises:
             Problem: the service refuses, or cannot answer.
@@ -175,13 +177,11 @@ class AsyncExchange(_Exchange):
             try:
                 async with self._http.stream(**request) as response:
                     if response.is_success:
-                        known = done
                         async for line in response.aiter_lines():
-                            if known:
-                                known -= 1
-                                continue
-                            yield read(line)
-                            done, attempt = done + 1, 1
+                            number, result = read(line)
+                            if number > done:
+                                yield result
+                                done, attempt = number, 1
                         return
                     await response.aread()
                     failure = response

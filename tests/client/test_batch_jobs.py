@@ -129,6 +129,13 @@ def test_results_go_on_where_they_broke_off(do: _Do) -> None:
 
 
 @both
+def test_no_result_comes_twice_when_gaps_are_filled_meanwhile(do: _Do) -> None:
+    with scripted(_lines(_LINES[1], cut=True), _lines(*_LINES)) as server:
+        found = do(server.address, "results", "0a")
+    assert [type(result) for result in found] == [TextError, Answer]
+
+
+@both
 def test_results_that_get_no_further_have_an_end(do: _Do) -> None:
     with scripted(*[_lines(_LINES[0], {"error": _AWAY})] * 5) as server:
         with pytest.raises(Problem, match="503 Jobs unavailable: later"):
