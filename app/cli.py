@@ -244,8 +244,8 @@ def score(
 
     _log_to_stderr("warning")
     path, written_path = (None if name == _PIPE else Path(name) for name in (file, output))
-    source = Source(path, input_format or form_of(Path(file)), text_column, id_column)
-    written = Output(written_path, output_format or form_of(Path(output)))
+    source = Source(path, input_format or form_of(_without_query(file)), text_column, id_column)
+    written = Output(written_path, output_format or form_of(_without_query(output)))
     try:
         if engine == "ray":
             if path is None or written_path is None or url is not None:
@@ -267,6 +267,11 @@ def score(
         raise CannotProceed(str(error)) from None
     except KeyboardInterrupt:
         raise CannotProceed("interrupted" if written.path is None else "interrupted; --resume goes on") from None
+
+
+def _without_query(name: str) -> Path:
+    """Return a path, or what stands in a URL before its options."""
+    return Path(name.partition("?")[0] if "://" in name else name)
 
 
 def _scorer(url: str | None, key: str | None) -> AbstractAsyncContextManager["Scorer"]:

@@ -64,8 +64,7 @@ async def local_scorer(settings: Settings) -> AsyncIterator[LocalScorer]:
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     if "max_tokens" not in settings.batching.model_fields_set:
-        batching = settings.batching.model_copy(update={"max_tokens": _BATCH_TOKENS})
-        settings = settings.model_copy(update={"batching": batching})
+        settings = settings.replace("batching", {"max_tokens": _BATCH_TOKENS})
     async with open_services(settings) as services:
         yield LocalScorer(services)
 

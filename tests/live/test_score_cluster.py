@@ -81,7 +81,7 @@ def test_a_url_is_answered_as_a_file_of_this_machine_is(tmp_path: Path, tiny_bun
     here = _run(tiny_bundle, tmp_path / "in.jsonl", "--output", tmp_path / "here.csv", "--id-column", "id")
     url = (tmp_path / "in.jsonl").as_uri()
     arguments = ("--id-column", "id", "--engine", "ray", "--ray-address", address)
-    there = _run(tiny_bundle, url, "--output", (tmp_path / "there.csv").as_uri(), *arguments)
+    there = _run(tiny_bundle, url, "--output", f"{(tmp_path / 'there.csv').as_uri()}?use_mmap", *arguments)
     assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
     assert there[there.index("label") :] == here[here.index("label") :]  # the summaries
     assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "here.csv", "there.csv"}
