@@ -178,6 +178,7 @@ def _jobs(jobs: Jobs) -> Finding:
     if not url:
         return Finding("jobs", "no database is set, no batch jobs are kept", absent=True)
     try:
+        from app.jobs.sources import Sources  # noqa: PLC0415 (an extra)
         from app.jobs.store import open_store  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
         return Finding("jobs", f"{error.name} is not installed", "pip install '.[jobs]', or '.[postgres]'")
@@ -189,6 +190,10 @@ def _jobs(jobs: Jobs) -> Finding:
         return sum(counts.values()), stored
 
     fix = "start the database, or correct SENTIMENT_JOBS__URL"
+    try:
+        Sources.below(jobs.sources)
+    except StartupError as error:
+        return Finding("jobs", str(error), "correct SENTIMENT_JOBS__SOURCES")
     try:
         count, stored = asyncio.run(ask())
     except (StartupError, JobsUnavailable) as error:

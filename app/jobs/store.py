@@ -290,10 +290,9 @@ class JobStore:
 
     async def any_due(self) -> bool:
         """Return whether a job waits that nobody works on."""
+        query = select(_jobs.c.id).where(self._free(self._clock())).limit(1)
         async with self._transaction() as connection:
-            return (
-                await connection.execute(select(_jobs.c.id).where(self._free(self._clock())).limit(1))
-            ).first() is not None
+            return (await connection.execute(query)).first() is not None
 
     async def renew(self, claim: Claim) -> None:
         """Keep the claim for another while.

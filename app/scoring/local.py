@@ -14,9 +14,8 @@ from app.settings import Settings
 from app.wiring import open_services
 
 _IN_WORK: Final = 16  # chunks: the model finds texts of equal length among them, and never runs dry
-_BATCH_TOKENS: Final = (
-    2_048  # unless it is set: nobody waits for a text, and the model idles less between large batches
-)
+# By default: nobody waits for one text here, and between large batches the model idles less.
+_BATCH_TOKENS: Final = 2_048
 _SWITCH_INTERVAL_S: Final = 0.0005  # a model's thread that has its batch waits for the event loop no longer
 
 

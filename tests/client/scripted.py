@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
+from chinese_sentiment_client import Retries
+
 ANSWER: Final[dict[str, Any]] = {
     "label": "positive",
     "confidence": 0.9,
@@ -31,6 +33,10 @@ class Reply:
     body: bytes | None = json.dumps(ANSWER).encode()
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
+
+
+RESET: Final = Reply(body=None)
+QUICK: Final = Retries(first_pause_s=0.001)
 
 
 @dataclass

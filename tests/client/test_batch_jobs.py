@@ -12,17 +12,14 @@ from chinese_sentiment_client import (
     AsyncSentimentClient,
     Job,
     Problem,
-    Retries,
     SentimentClient,
     TextError,
     UnexpectedAnswer,
     Unreachable,
 )
 
-from tests.client.scripted import ANSWER, Reply, scripted
+from tests.client.scripted import ANSWER, QUICK, RESET, Reply, scripted
 
-_QUICK = Retries(first_pause_s=0.001)
-_RESET = Reply(body=None)
 _JOB = {
     "id": "0a",
     "state": "queued",
@@ -55,14 +52,14 @@ async def _all(found: Any) -> Any:
 
 
 def _do(address: str, method: str, *arguments: Any, **options: Any) -> Any:
-    with SentimentClient(address, retries=_QUICK) as client:
+    with SentimentClient(address, retries=QUICK) as client:
         found = getattr(client.batches, method)(*arguments, **options)
         return list(found) if hasattr(found, "__next__") else found
 
 
 def _do_async(address: str, method: str, *arguments: Any, **options: Any) -> Any:
     async def ask() -> Any:
-        async with AsyncSentimentClient(address, retries=_QUICK) as client:
+        async with AsyncSentimentClient(address, retries=QUICK) as client:
             return await _all(getattr(client.batches, method)(*arguments, **options))
 
     return asyncio.run(ask())
@@ -73,7 +70,7 @@ both = pytest.mark.parametrize("do", [_do, _do_async], ids=["sync", "async"])
 
 
 @both
-@pytest.mark.parametrize("failure", [_RESET, _reply({}, 503), _reply({}, 429)])
+@pytest.mark.parametrize("failure", [RESET, _reply({}, 503), _reply({}, 429)])
 def test_an_upload_is_sent_again_whole_and_under_the_same_key(do: _Do, failure: Reply) -> None:
     with scripted(failure, failure, _reply(_JOB, 202)) as server:
         job = do(server.address, "create", ["好", "", "\ud83d差"])
@@ -96,7 +93,7 @@ def test_an_upload_is_sent_again_whole_and_under_the_same_key(do: _Do, failure: 
 
 @both
 def test_lines_may_be_fetched_by_the_service(do: _Do) -> None:
-    with scripted(_RESET, _reply(_JOB, 202)) as server:
+    with scripted(RESET, _reply(_JOB, 202)) as server:
         assert do(server.address, "create_from", "https://files.example/1.jsonl").lines == 3
     assert [body for _, _, body in server.asked] == [{"source": "https://files.example/1.jsonl"}] * 2
     assert len({headers["Idempotency-Key"] for _, headers, _ in server.asked}) == 1
@@ -120,7 +117,7 @@ def test_what_will_not_pass_is_told_at_once(do: _Do, status: int) -> None:
 
 @both
 def test_results_go_on_where_they_broke_off(do: _Do) -> None:
-    broken = [_lines(_LINES[0], cut=True), _reply({}, 503), _lines(*_LINES[:2], {"error": _AWAY}), _RESET]
+    broken = [_lines(_LINES[0], cut=True), _reply({}, 503), _lines(*_LINES[:2], {"error": _AWAY}), RESET]
     with scripted(*broken, _lines(*_LINES)) as server:
         found = do(server.address, "results", "0a")
     assert [path for path, _, _ in server.asked] == ["GET /v1/batches/0a/results"] * 5
@@ -141,14 +138,14 @@ def test_results_that_get_no_further_have_an_end(do: _Do) -> None:
         with pytest.raises(Problem, match="503 Jobs unavailable: later"):
             do(server.address, "results", "0a")
         assert len(server.asked) == 4
-    with scripted(*[_RESET] * 4) as server, pytest.raises(Unreachable):
+    with scripted(*[RESET] * 4) as server, pytest.raises(Unreachable):
         do(server.address, "results", "0a")
 
 
 @both
 def test_a_job_is_waited_for_until_it_has_ended(do: _Do) -> None:
     running = {**_JOB, "state": "running", "started_at": "2026-11-22T10:00:01Z", "done": 1}
-    with scripted(_reply(_JOB), _RESET, _reply(running), _reply(_ENDED)) as server:
+    with scripted(_reply(_JOB), RESET, _reply(running), _reply(_ENDED)) as server:
         job = do(server.address, "wait", "0a", every_s=0.001)
     assert (job.state, job.ended, job.done, job.errors) == ("completed", True, 3, 1)
     with scripted(_reply(running)) as server, pytest.raises(TimeoutError, match="0a is still running: 1 of 3 lines"):
@@ -165,7 +162,7 @@ def test_lists_go_through_all_pages(do: _Do) -> None:
 
 @both
 def test_what_is_deleted_already_is_deleted(do: _Do) -> None:
-    with scripted(_RESET, _reply({}, 404), _reply({}, 403)) as server:
+    with scripted(RESET, _reply({}, 404), _reply({}, 403)) as server:
         do(server.address, "delete", "0a")
         assert [path for path, _, _ in server.asked] == ["DELETE /v1/batches/0a"] * 2
         with pytest.raises(Problem):

@@ -19,10 +19,8 @@ from chinese_sentiment_client import (
     Unreachable,
 )
 
-from tests.client.scripted import ANSWER, Reply, scripted
+from tests.client.scripted import ANSWER, QUICK, RESET, Reply, scripted
 
-_QUICK = Retries(first_pause_s=0.001)
-_RESET = Reply(body=None)
 _OK = Reply()
 
 
@@ -54,10 +52,10 @@ both = pytest.mark.parametrize("ask", [_ask, _ask_async], ids=["sync", "async"])
 
 
 @both
-@pytest.mark.parametrize("failure", [_busy(), _busy(429), _busy(502), Reply(503, b"<html>"), _RESET])
+@pytest.mark.parametrize("failure", [_busy(), _busy(429), _busy(502), Reply(503, b"<html>"), RESET])
 def test_what_may_pass_is_tried_again(ask: _Ask, failure: Reply) -> None:
     with scripted(failure, failure, _OK) as server:
-        (answer,) = ask(server.address, ["好"], retries=_QUICK)
+        (answer,) = ask(server.address, ["好"], retries=QUICK)
     assert isinstance(answer, Answer)
     assert [body for _, _, body in server.asked] == [{"text": "好"}] * 3
 
@@ -66,7 +64,7 @@ def test_what_may_pass_is_tried_again(ask: _Ask, failure: Reply) -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 413, 415, 422, 500, 504])
 def test_what_will_not_pass_is_told_at_once(ask: _Ask, status: int) -> None:
     with scripted(_busy(status), _OK) as server, pytest.raises(Problem) as raised:
-        ask(server.address, ["好"], retries=_QUICK)
+        ask(server.address, ["好"], retries=QUICK)
     assert raised.value.status == status
     assert len(server.asked) == 1
 
@@ -79,7 +77,7 @@ def test_attempts_have_an_end(ask: _Ask) -> None:
     problem = raised.value
     assert (problem.name, problem.title, problem.detail) == ("overloaded", "Overloaded", "later")
     assert problem.request_id == "7"
-    with scripted(*[_RESET] * 5) as server, pytest.raises(Unreachable):
+    with scripted(*[RESET] * 5) as server, pytest.raises(Unreachable):
         ask(server.address, ["好"], retries=Retries(attempts=3, first_pause_s=0.001))
     assert len(server.asked) == 3
 
@@ -89,7 +87,7 @@ def test_a_service_that_is_away_is_told_with_its_address(ask: _Ask) -> None:
     with scripted() as server:
         pass
     with pytest.raises(Unreachable, match=server.address):
-        ask(server.address, ["好"], retries=_QUICK)
+        ask(server.address, ["好"], retries=QUICK)
 
 
 @both
@@ -104,7 +102,7 @@ def test_a_wait_longer_than_allowed_is_not_waited(ask: _Ask) -> None:
 @both
 def test_a_wait_that_cannot_be_read_is_none(ask: _Ask) -> None:
     with scripted(_busy(headers={"Retry-After": "soon"}), _OK) as server:
-        assert ask(server.address, ["好"], retries=_QUICK)
+        assert ask(server.address, ["好"], retries=QUICK)
 
 
 @both

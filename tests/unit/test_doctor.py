@@ -135,6 +135,12 @@ def test_a_database_of_jobs_that_cannot_be_used_is_found_and_no_password_told(
     assert "secret" not in finding.render()
 
 
+def test_sources_of_jobs_that_are_none_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SENTIMENT_JOBS__URL", f"sqlite:///{tmp_path / 'jobs.db'}")
+    monkeypatch.setenv("SENTIMENT_JOBS__SOURCES", "files.example")
+    assert _findings()["jobs"].fix == "correct SENTIMENT_JOBS__SOURCES"
+
+
 def test_a_database_of_jobs_that_keeps_silent_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.doctor._PATIENCE_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
